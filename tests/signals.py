@@ -2,7 +2,8 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 
 
 def heed_signals() -> None:
@@ -25,3 +26,16 @@ def interrupts_raise() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def signalled(handle: Callable[[], object]) -> Iterator[None]:
+    """Send a signal to this thread soon, with a handler for it. It is the main thread, where handlers run."""
+    before = signal.signal(signal.SIGUSR1, lambda *_: handle())
+    timer = threading.Timer(0.1, signal.pthread_kill, [threading.get_ident(), signal.SIGUSR1])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)

@@ -28,11 +28,11 @@ def test_killed_aggregators_do_not_change_the_result(tmp_path: pathlib.Path, pla
 @pytest.mark.parametrize("plane", ["inline", "direct", "shm"])
 def test_connection_faults_do_not_change_the_result(tmp_path: pathlib.Path, plane: str) -> None:
     """Connections break inside messages in both directions, data is delayed, and some connections stall."""
-    report = runs.disturb_connections(tmp_path, faults=3, seed=2, plane=plane)
+    report = runs.disturb_connections(tmp_path, faults=3, seed=2, plane=plane, cuts=3)
     assert report["same"]
     assert report["silences"] > 0
     assert report["cuts at a random moment"] > 0
-    assert report["cuts at a random byte"] > 2
+    assert report["cuts at a random byte"] >= 3
 
 
 @pytest.mark.parametrize("plane", ["direct", "shm"])

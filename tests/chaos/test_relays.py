@@ -7,6 +7,7 @@ import pytest
 
 from faults.aggregators import aggregators
 from faults.training import LOCAL_SIZE, STEPS, hosts, training
+from faults.watching import wait_until
 from psum import client as psum
 
 
@@ -92,3 +93,35 @@ def test_a_relay_that_does_not_come_back_is_named_by_its_ranks(
     for worker in workers[2:]:
         error = worker.next("sum")["error"]
         assert (error["kind"], error["address"]) == ("AggregatorLostError", pair[1].address)
+
+
+def says(worker: Any, text: str) -> bool:
+    """Return whether a worker has logged this."""
+    return text in worker.log
+
+
+def test_a_worker_that_nobody_alive_knows_is_waited_for_as_one_that_never_came(
+    make_aggregator: Callable[..., Any], make_worker: Callable[..., Any]
+) -> None:
+    """It is killed together with its relay, before another rank of its host has come.
+
+    The warnings say who never joined, also on the other host, and another process takes its place.
+    """
+    pair = [make_aggregator("--worker-timeout", "1s", "--warn-after", "1s") for _ in range(2)]
+    given = [{"aggregators": addresses(pair), "rank": rank, "num_workers": 4} for rank in range(4)]
+    by_rank = [settings | each for settings, each in zip(given, hosts(addresses(pair)), strict=True)]
+    killed = make_worker(**by_rank[3])
+    killed.next("joined")
+    pair[1].process.kill()
+    killed.close()
+    pair[1].end()
+    pair[1].start()
+    workers = [make_worker(**settings) for settings in by_rank[:3]]
+    for worker in workers:
+        worker.send("push", key="first", size=1000, group_size=2)
+    for worker in workers[:2]:
+        wait_until(says, worker, "waits for rank 2 (never joined), rank 3 (never joined)", what="a warning")
+    wait_until(says, workers[2], "waits for 1 of the 2 ranks of this group, which have not joined", what="a warning")
+    workers.append(make_worker(**by_rank[3]))
+    workers[3].send("push", key="first", size=1000, group_size=2)
+    assert [worker.next("sum")["right"] for worker in workers] == [True] * 4

@@ -2,10 +2,7 @@
 
 import asyncio
 import concurrent.futures
-import contextlib
-import signal
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 import pytest
@@ -13,19 +10,7 @@ import pytest
 from psum.client.core.contribution import Contribution
 from psum.client.future import Outcome
 from psum.wire.errors import ClosedError
-
-
-@contextlib.contextmanager
-def handling(handler: Callable[..., None]) -> Iterator[None]:
-    """Sends a signal to this process soon, with a handler for it."""
-    before = signal.signal(signal.SIGUSR1, handler)
-    timer = threading.Timer(0.05, signal.pthread_kill, [threading.get_ident(), signal.SIGUSR1])
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.join()
-        signal.signal(signal.SIGUSR1, before)
+from tests.signals import signalled
 
 
 def test_it_has_what_a_future_of_this_python_has() -> None:
@@ -97,22 +82,22 @@ def test_a_handler_runs_while_it_is_waited_for(timeout: float | None) -> None:
     wait."""
     future, inner = Outcome(), Outcome()
 
-    def handle(*_: object) -> None:
+    def handle() -> None:
         threading.Timer(0.01, inner, [None]).start()
         inner.result(timeout)
         future(None)
 
-    with handling(handle):
+    with signalled(handle):
         future.result(timeout)
     assert inner.done()
 
-    def interrupt(*_: object) -> None:
+    def interrupt() -> None:
         raise InterruptedError
 
     never = Outcome()
-    with handling(interrupt), pytest.raises(InterruptedError):
+    with signalled(interrupt), pytest.raises(InterruptedError):
         never.result(timeout)
-    with handling(interrupt), pytest.raises(InterruptedError):
+    with signalled(interrupt), pytest.raises(InterruptedError):
         never.exception(timeout)
     never(None)
 

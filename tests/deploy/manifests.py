@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import yaml
@@ -191,6 +191,11 @@ def pods(resources: Sequence[Resource]) -> Iterator[Pod]:
                             "DMLC_USE_KUBERNETES": "1",
                         },
                     )
+
+
+def of_kind(kind: str, resources: Iterable[Resource]) -> Resource:
+    """The first resource of a kind."""
+    return next(resource for resource in resources if resource["kind"] == kind)
 
 
 @dataclasses.dataclass(frozen=True)

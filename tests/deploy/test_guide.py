@@ -13,7 +13,7 @@ import yaml
 from psum.client import Settings as WorkerSettings
 from psum.runtime import parse_destinations
 from tests.deploy.checks import mistakes
-from tests.deploy.manifests import KUBERNETES, RENDERED, ROOT, pods, rendered
+from tests.deploy.manifests import KUBERNETES, RENDERED, ROOT, of_kind, pods, rendered
 
 PAGES = ("docs/kubernetes.md", "docs/operating.md", "README.md")
 
@@ -107,10 +107,10 @@ def test_the_ranges_are_ranges() -> None:
 
 def test_numbers_are_those_of_the_manifests() -> None:
     """They say how often workers are replaced, when jobs are removed, and for how long workers try to reconnect."""
-    job = next(r for r in rendered("workers/indexed-job") if r["kind"] == "Job")
+    job = of_kind("Job", rendered("workers/indexed-job"))
     assert f"`backoffLimitPerIndex: {job['spec']['backoffLimitPerIndex']}`" in guide()
     assert f"the same worker fails {job['spec']['backoffLimitPerIndex'] + 1} times" in guide()
-    job_set = next(r for r in rendered("workers/jobset") if r["kind"] == "JobSet")
+    job_set = of_kind("JobSet", rendered("workers/jobset"))
     assert job_set["spec"]["failurePolicy"]["maxRestarts"] == 3
     assert "at most three times" in " ".join(guide().split())
     ends = {r["spec"].get("ttlSecondsAfterFinished") for r in (job, job_set)}

@@ -12,7 +12,7 @@ import yaml
 
 from tests.deploy.checks import mistakes
 from tests.deploy.manifests import RENDERED, ROOT, VERSION, Resource, pods, rendered
-from tests.deploy.test_manifests import VERSIONS, standard
+from tests.deploy.validation import VERSIONS, standard
 
 CHART = ROOT / "deploy/helm/psum"
 

@@ -12,8 +12,8 @@ import grpc.aio
 import numpy as np
 
 from psum import client as psum
-from psum.client import client_loop
-from psum.client.transport import data_dialer
+from psum.client import client_loop, fleet
+from psum.client.transport import conversation, data_dialer
 from psum.client.transport.loop_thread import LoopThread
 from psum.planes import SECRET_BYTES, DataConnection
 from psum.v1 import aggregator_pb2 as pb
@@ -22,6 +22,7 @@ from psum.wire.errors import ProtocolError
 from tests.fuzz.harness import LogMonitor, ViolationError
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.session import FakeAggregator
+from tests.fuzz.switch import Switch
 
 PATIENCE_SECONDS: Final = 30.0
 
@@ -65,6 +66,8 @@ class ClientTarget:
         self.outcomes: Counter[str] = Counter()
         self._log = log
         self._random = Random()
+        self._switches: dict[bytes, Switch] = {}
+        """The streams of the present client that may turn to a data connection, by its secret."""
         self._data_tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -73,6 +76,7 @@ class ClientTarget:
         for name in ("_EXPIRY_MARGIN_SECONDS", "_EXPIRY_SECONDS"):
             self._patches.enter_context(mock.patch.object(client_loop, name, 0.05))
         self._patches.enter_context(mock.patch.object(data_dialer, "_PATIENCE_SECONDS", 0.05))
+        self._patches.enter_context(mock.patch.object(conversation, "_FOLLOWS_SECONDS", 0.05))
         self._clients_thread = LoopThread("fuzzed-clients")
         self._thread = LoopThread("fuzzed-client")
         self._address = await asyncio.to_thread(self._thread.run, self._serve(), PATIENCE_SECONDS)
@@ -80,6 +84,7 @@ class ClientTarget:
     async def feed(self, random: Random) -> None:
         """Run one client, from connect to close, with the faulty aggregator."""
         self._random = random
+        self._switches = {}
         await asyncio.wait_for(asyncio.to_thread(self._run_client, random.randrange(5)), PATIENCE_SECONDS)
         self._log.check()
 
@@ -103,7 +108,10 @@ class ClientTarget:
             partition_bytes=1024,
         )
         try:
-            with mock.patch.object(client_loop, "LoopThread", return_value=SharedThread(self._clients_thread)):
+            with contextlib.ExitStack() as patches:
+                for module in (client_loop, fleet):
+                    shared = SharedThread(self._clients_thread)
+                    patches.enter_context(mock.patch.object(module, "LoopThread", return_value=shared))
                 client = psum.connect(settings)
         except psum.PsumError as error:
             self.outcomes[f"client: {type(error).__name__}"] += 1
@@ -113,15 +121,18 @@ class ClientTarget:
                 raise ViolationError(f"the client reports the planes {client.planes}")
             store = client.store()
             futures = []
+            arrays = [np.ones(700, np.float32) for _ in range(operations)]
             with contextlib.suppress(psum.PsumError):
-                for i in range(operations):
-                    futures.append(store.push_pull_async(i % 2, np.ones(700, np.float32)))
+                for i, array in enumerate(arrays):
+                    futures.append(store.push_pull_async(i % 2, array))
                     futures.append(store.broadcast_async(i % 2, np.ones(3, np.int8)))
             for future in futures:
                 failure = future.exception(PATIENCE_SECONDS / 2)
                 if failure is not None and not isinstance(failure, psum.PsumError):
                     raise ViolationError(f"an operation ended with {failure!r}")
                 self.outcomes[f"client: operation {'done' if failure is None else type(failure).__name__}"] += 1
+            for switch in self._switches.values():
+                switch.check(array.tobytes() for array in arrays)
         finally:
             client.close(timeout=0.2)
 
@@ -143,13 +154,13 @@ class ClientTarget:
         await asyncio.gather(*self._data_tasks, return_exceptions=True)
         await self._server.stop(0)
 
-    async def _exchange(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+    async def _exchange(self, requests: AsyncIterator[bytes], context: Any) -> None:
         random = self._random
         fake = FakeAggregator(random)
         error_rate = random.choice((0.0, 0.05, 0.3))
         async for data in requests:
-            for answer in self._answer(fake, data, error_rate):
-                yield answer
+            for answer in self._answer(fake, data, error_rate, context):
+                await context.write(answer)
             if random.random() < error_rate / 4:
                 code = random.choice((None, *grpc.StatusCode))
                 if code is None:
@@ -157,13 +168,20 @@ class ClientTarget:
                 if code is not grpc.StatusCode.OK:
                     await context.abort(code, "fuzzed \n\0é")
 
-    def _answer(self, fake: FakeAggregator, data: bytes, error_rate: float) -> Iterator[bytes]:
-        """Yield the answers to a message. Some are mutated or left out."""
+    def _answer(self, fake: FakeAggregator, data: bytes, error_rate: float, context: Any = None) -> Iterator[bytes]:
+        """Yield the answers to a message. Some are mutated or left out.
+
+        Args:
+            fake: Makes the answers.
+            data: The message.
+            error_rate: The fraction of mutated answers.
+            context: The stream, if the message came there.
+        """
         random = self._random
         message = pb.ExchangeRequest.FromString(data)
         kind = message.WhichOneof("kind")
         if kind == "hello":
-            fake.waiting.append((pb.ExchangeResponse(welcome=self._welcome()), b""))
+            fake.waiting.append((pb.ExchangeResponse(welcome=self._welcome(context)), b""))
         elif kind == "goodbye":
             fake.waiting.append((pb.ExchangeResponse(farewell=pb.Farewell()), b""))
         else:
@@ -180,8 +198,8 @@ class ClientTarget:
             elif random.random() >= error_rate / 4:
                 yield encode(answer, payload)
 
-    def _welcome(self) -> pb.Welcome:
-        """Return a welcome message, at random with a data port or without."""
+    def _welcome(self, context: Any) -> pb.Welcome:
+        """Return a welcome message for a stream, at random with a data port or without."""
         random = self._random
         welcome = pb.Welcome(incarnation=5, plane=pb.PLANE_INLINE, max_message_bytes=1 << 20)
         if random.random() < 0.5:
@@ -189,18 +207,31 @@ class ClientTarget:
             welcome.data_port = self._data_server.sockets[0].getsockname()[1]
             welcome.data_secret = random.randbytes(SECRET_BYTES)
             welcome.data_answers = random.random() < 0.8
+            welcome.data_follows = random.random() < 0.8
+            self._switches[welcome.data_secret] = Switch(random, context, follows=welcome.data_follows)
         return welcome
 
     def _accept_data(self) -> asyncio.BaseProtocol:
         """Accept a data connection."""
-        connection = DataConnection(1 << 20, lambda _: True, keepalive=5)
-        task = asyncio.get_running_loop().create_task(self._serve_data(connection))
+        shown: list[bytes] = []
+
+        def admit(secret: bytes) -> bool:
+            shown.append(secret)
+            return True
+
+        connection = DataConnection(1 << 20, admit, keepalive=5)
+        task = asyncio.get_running_loop().create_task(self._serve_data(connection, shown))
         self._data_tasks.add(task)
         task.add_done_callback(self._data_tasks.discard)
         return connection
 
-    async def _serve_data(self, connection: DataConnection) -> None:
-        """Serve a data connection: close it, stay silent, or answer as another service or as a faulty aggregator."""
+    async def _serve_data(self, connection: DataConnection, shown: list[bytes]) -> None:
+        """Serve a data connection: close it, stay silent, or answer as another service or as a faulty aggregator.
+
+        Args:
+            connection: The connection.
+            shown: Receives the client's secret.
+        """
         random = self._random
         behaviour = random.choice(("closes", "is silent", "belongs to another service", "answers", "answers"))
         self.outcomes[f"client: a data connection that {behaviour}"] += 1
@@ -218,10 +249,17 @@ class ClientTarget:
                     await connection.discard()
                 await asyncio.sleep(0.01)
                 await connection.send(encode(pb.ExchangeResponse(taken=pb.Taken())))
+                switch: Switch | None = None
                 while True:
                     kind, frame = await connection._next()
+                    if switch is None:
+                        # Of an earlier client nothing is kept.
+                        if (switch := self._switches.get(shown[0])) is None:
+                            return
+                        self.outcomes[f"client: an aggregator that {switch.how}"] += 1
+                        await switch.turn(connection)
                     for answer in self._answer(fake, bytes(frame), error_rate) if kind == b"m" else ():
-                        await connection.send(answer)
+                        await switch.send(connection, answer)
                     if random.random() < error_rate / 4:
                         return
         finally:

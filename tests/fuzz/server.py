@@ -18,6 +18,7 @@ from psum.v1 import aggregator_pb2 as pb
 from tests.fuzz.conversations import Conversation, foreign_messages, mutate_steps
 from tests.fuzz.harness import LogMonitor, ViolationError
 from tests.fuzz.mutation import Mutator
+from tests.fuzz.turning import TurningWorker, offering
 
 PATIENCE_SECONDS: Final = 30.0
 
@@ -55,16 +56,19 @@ class ServerTarget:
         ]
         self._clients = await asyncio.gather(*(asyncio.to_thread(psum.connect, s) for s in settings))
         self._stores = [client.store() for client in self._clients]
+        self._kept = await self._left_of_inputs()
 
     async def feed(self, random: Random) -> None:
-        """Feed a mutated stream, a mutated status request, or invalid HTTP/2."""
+        """Feed mutated streams, also with data connections, a mutated status request, or invalid HTTP/2."""
         self._number += 1
         async with asyncio.timeout(PATIENCE_SECONDS):
             match random.randrange(10):
                 case 0:
                     await self._query_status(random)
-                case 1 | 2 | 3 | 4:
+                case 1 | 2 | 3:
                     await self._converse(random)
+                case 4 | 5 | 6:
+                    await self._turn(random)
                 case _:
                     await self._write_bytes(random)
             values = [np.full(5 + 3000 * (self._number % 2), rank + self._number, np.int32) for rank in range(2)]
@@ -78,10 +82,13 @@ class ServerTarget:
         self._log.check()
 
     async def settle(self) -> None:
-        """Check that the aggregator has only the healthy job."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while set(await self._jobs()) != {"healthy"}:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        """Check that the aggregator has only the healthy job, and nothing is left of others."""
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while (left := await self._left_of_inputs()) != self._kept:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise ViolationError(f"{left} is left, expected {self._kept}") from None
         self._log.check()
 
     async def stop(self) -> None:
@@ -92,11 +99,20 @@ class ServerTarget:
         await asyncio.to_thread(self._thread.run, self._server.stop(0.1), PATIENCE_SECONDS)
         await asyncio.to_thread(self._thread.stop)
 
-    async def _jobs(self) -> list[str]:
-        async def names() -> list[str]:
-            return list(self._server._service.registry.jobs)
+    async def _left_of_inputs(self) -> dict[str, object]:
+        """Return what must be the same before and after an input."""
 
-        return await asyncio.to_thread(self._thread.run, names(), PATIENCE_SECONDS)
+        async def left() -> dict[str, object]:
+            service = self._server._service
+            return {
+                "jobs": list(service.registry.jobs),
+                "connections": len(service.connections),
+                "descriptors left": service.descriptors.left,
+                "invited": len(service._data_port._invited),
+                "unidentified": len(service._data_port._unidentified),
+            }
+
+        return await asyncio.to_thread(self._thread.run, left(), PATIENCE_SECONDS)
 
     async def _query_status(self, random: Random) -> None:
         request = pb.GetStatusRequest(job=random.choice(("", "healthy", "\n")))
@@ -130,6 +146,31 @@ class ServerTarget:
                 broken.add(step.stream)
         for rank, call in calls.items():
             await self._read_to_end(call, broken=rank in broken)
+
+    async def _turn(self, random: Random) -> None:
+        """Feed the streams of workers that turn to data connections in wrong ways, half of them with mutations."""
+        conversation = Conversation.make(random, f"fuzz{self._number}")
+        steps = conversation.steps(random, conversation.firsts)
+        if random.random() < 0.5:
+            mutate_steps(random, steps, foreign_messages("healthy"))
+        host, _, _ = self._address.rpartition(":")
+        workers: dict[int, TurningWorker] = {}
+        try:
+            for step in steps:
+                if (data := step.encoded()) is None:
+                    continue
+                if (worker := workers.get(step.stream)) is not None:
+                    await worker.send(data)
+                    continue
+                call: Any = self._channel.stream_stream(f"{_SERVICE}Exchange")(wait_for_ready=True)
+                worker = workers[step.stream] = TurningWorker(random, call, host)
+                await worker.begin(offering(data))
+            for worker in workers.values():
+                self.outcomes[f"server: a worker that {worker.how if worker.turned else 'does not turn'}"] += 1
+                await self._read_to_end(worker.call, broken="cut" in worker.how)
+        finally:
+            for worker in workers.values():
+                worker.close()
 
     async def _read_to_end(self, call: Any, *, broken: bool) -> None:
         last = None

@@ -19,8 +19,8 @@ INPUTS = {
     "data_connection": 1000,
     "session": 600,
     "aggregator": 300,
-    "client": 12,
-    "server": 10,
+    "client": 30,
+    "server": 20,
     "relay": 20,
 }
 

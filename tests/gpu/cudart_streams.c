@@ -1,6 +1,10 @@
 // A fake CUDA runtime whose streams are threads: copies, events and waits are real and happen late, kernels do nothing.
 // The process's own memory is device memory. Made for PyTorch's wheels for CUDA 13. As in CUDA, a call that needs a context
 // creates it on the current device. stand_in.py adds the other symbols; those of the runtime return an error.
+//
+// With STAND_IN_PACED=1 in the environment, copies take the time of a GPU's instead of a random one, and copy nothing: this
+// machine's processors would take longer. Then nothing but a clock runs the streams, so they need no processor. Values are wrong
+// then, and only the order and the times of copies mean something.
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -20,6 +24,15 @@ enum { OK = 0, NO_MEMORY = 2, NO_DEVICE = 101, NOT_READY = 600, REGISTERED = 712
 
 typedef struct { unsigned x, y, z; } dim3;
 
+// What a GPU on PCI Express 5 takes (measured on an H100): copies of pinned and of other memory, in bytes per microsecond; to
+// begin a copy; and to pin memory, in nanoseconds per KiB.
+enum { PINNED_RATE = 50000, PAGEABLE_RATE = 11000, COPY_MICROSECONDS = 8, PIN_NANOSECONDS = 340 };
+static int paced;
+__attribute__((constructor)) static void read_environment(void) {
+    const char *value = getenv("STAND_IN_PACED");
+    paced = value && *value == '1';
+}
+
 static __thread int current, last_error;
 static int contexts[DEVICES];
 
@@ -28,7 +41,7 @@ static void need_context(void) { contexts[current] = 1; }
 
 // Streams and events. One lock for all of them.
 
-typedef struct event { long recorded, reached; } event;
+typedef struct event { long recorded, reached; double at; } event;
 typedef struct work {
     struct work *next;
     enum { COPY, SET, RECORD, WAIT } what;
@@ -39,11 +52,31 @@ typedef struct work {
     event *event;
     long point;
 } work;
-typedef struct stream { work *first, **last; int busy; pthread_t thread; struct stream *next; } stream;
+typedef struct stream { work *first, **last; int busy; double free_at; pthread_t thread; struct stream *next; } stream;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static stream *streams, *defaults[DEVICES];
+
+static struct { char *start; size_t size; } registered[1 << 16];
+
+static int is_pinned(const work *w) {
+    // Called with the lock.
+    for (int i = 0; i < 1 << 16 && registered[i].start; i++) {
+        const char *start = registered[i].start, *end = start + registered[i].size;
+        if ((start <= (char *)w->to && (char *)w->to < end) || (start <= (char *)w->from && (char *)w->from < end)) return 1;
+    }
+    return 0;
+}
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return 1e6 * t.tv_sec + 1e-3 * t.tv_nsec;
+}
+static void rest(double microseconds) {
+    if (microseconds > 0) nanosleep(&(struct timespec){microseconds / 1e6, 1000 * (long)microseconds % 1000000000}, 0);
+}
+static void rest_until(double at) { rest(at - now()); }
 
 static void *run(void *argument) {
     stream *s = argument;
@@ -55,7 +88,7 @@ static void *run(void *argument) {
         s->busy = 1;
         while (w->what == WAIT && w->event->reached < w->point) pthread_cond_wait(&changed, &lock);
         pthread_mutex_unlock(&lock);
-        nanosleep(&(struct timespec){0, rand_r(&seed) % (LATE_MICROSECONDS * 1000 + 1)}, 0);
+        rest(rand_r(&seed) % (LATE_MICROSECONDS + 1));
         if (w->what == COPY) memcpy(w->to, w->from, w->size);
         if (w->what == SET) memset(w->to, w->value, w->size);
         pthread_mutex_lock(&lock);
@@ -72,7 +105,7 @@ static stream *make(void) {
     s->last = &s->first;
     s->next = streams;
     streams = s;
-    pthread_create(&s->thread, 0, run, s);
+    if (!paced) pthread_create(&s->thread, 0, run, s);
     return s;
 }
 static stream *of(stream *s) {
@@ -81,10 +114,24 @@ static stream *of(stream *s) {
     if (!defaults[current]) defaults[current] = make();
     return defaults[current];
 }
+static void pace(stream *s, const work *w) {
+    // Called with the lock. Notes when the work will be done.
+    double begin = now();
+    if (s->free_at > begin) begin = s->free_at;
+    if (w->what == WAIT && w->event->at > begin) begin = w->event->at;
+    if (w->what == COPY) begin += COPY_MICROSECONDS + w->size / (double)(is_pinned(w) ? PINNED_RATE : PAGEABLE_RATE);
+    s->free_at = begin;
+    if (w->what == RECORD) w->event->at = begin;
+}
 static int queue(stream *s, work w) {
     need_context();
     pthread_mutex_lock(&lock);
     s = of(s);
+    if (paced) {
+        pace(s, &w);
+        pthread_mutex_unlock(&lock);
+        return OK;
+    }
     if (w.what == RECORD) w.point = ++w.event->recorded;
     if (w.what == WAIT) w.point = w.event->recorded;
     work *copy = malloc(sizeof w);
@@ -112,25 +159,31 @@ int cudaThreadExchangeStreamCaptureMode(int *mode) { return OK; }
 int cudaStreamSynchronize(stream *s) {
     pthread_mutex_lock(&lock);
     s = of(s);
+    double at = s->free_at;
     while (s->first || s->busy) pthread_cond_wait(&changed, &lock);
     pthread_mutex_unlock(&lock);
+    if (paced) rest_until(at);
     return OK;
 }
 int cudaStreamQuery(stream *s) {
     pthread_mutex_lock(&lock);
     s = of(s);
-    int busy = s->first || s->busy;
+    int busy = s->first || s->busy || (paced && s->free_at > now());
     pthread_mutex_unlock(&lock);
     return busy ? NOT_READY : OK;
 }
 int cudaDeviceSynchronize(void) {
     need_context();
     pthread_mutex_lock(&lock);
+    double at = 0;
+    for (stream *s = streams; s; s = s->next)
+        if (s->free_at > at) at = s->free_at;
     for (stream *s = streams; s;) {
         if (!s->first && !s->busy) s = s->next;
         else pthread_cond_wait(&changed, &lock), s = streams;
     }
     pthread_mutex_unlock(&lock);
+    if (paced) rest_until(at);
     return OK;
 }
 int cudaStreamWaitEvent(stream *s, event *e, unsigned flags) { return queue(s, (work){.what = WAIT, .event = e}); }
@@ -145,15 +198,17 @@ int cudaEventRecord(event *e, stream *s) { return queue(s, (work){.what = RECORD
 int cudaEventRecordWithFlags(event *e, stream *s, unsigned flags) { return cudaEventRecord(e, s); }
 int cudaEventQuery(event *e) {
     pthread_mutex_lock(&lock);
-    int ready = e->reached >= e->recorded;
+    int ready = paced ? e->at <= now() : e->reached >= e->recorded;
     pthread_mutex_unlock(&lock);
     return ready ? OK : NOT_READY;
 }
 int cudaEventSynchronize(event *e) {
     pthread_mutex_lock(&lock);
     long point = e->recorded;
+    double at = e->at;
     while (e->reached < point) pthread_cond_wait(&changed, &lock);
     pthread_mutex_unlock(&lock);
+    if (paced) rest_until(at);
     return OK;
 }
 int cudaEventElapsedTime(float *milliseconds, event *start, event *end) { *milliseconds = 0; return OK; }
@@ -186,8 +241,6 @@ int cudaGetDeviceProperties(char *properties, int device) {
 
 // Memory
 
-static struct { char *start; size_t size; } registered[1 << 16];
-
 static int allocate(void **memory, size_t size) {
     need_context();
     return posix_memalign(memory, 4096, size ? size : 1) ? fail(NO_MEMORY) : OK;
@@ -204,6 +257,7 @@ int cudaMemGetInfo(size_t *available, size_t *total) {
 int cudaHostRegister(char *start, size_t size, unsigned flags) {
     int code = NO_MEMORY;
     need_context();
+    if (paced) rest(PIN_NANOSECONDS * (size >> 10) / 1000);
     pthread_mutex_lock(&lock);
     for (int i = 0; i < 1 << 16; i++) {
         if (registered[i].size && start < registered[i].start + registered[i].size

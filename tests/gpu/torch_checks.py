@@ -3,7 +3,7 @@
 The checks of copies run on stand-ins for GPUs too, whose kernels do nothing. Training, priority and speed need a GPU.
 Several ranks share a GPU if there are fewer GPUs than ranks.
 
-usage: torch_checks.py [--workers N] [--planes shm,direct,inline] [--quick]
+usage: torch_checks.py [--workers N] [--planes shm,direct,inline] [--quick] [--only check_priority,check_speed]
 """
 
 import argparse
@@ -227,12 +227,20 @@ def check_priority(run: Run) -> dict[str, Any]:
     own_job = dataclasses.replace(psum.client.Settings.from_environment(), job="priority of tensors on GPUs")
     with psum.client.connect(own_job, staging=True) as client:
         store = client.store()
-        places = []
+        places, milliseconds = [], []
         for _ in range(5):
             order: list[str] = []
+            times: dict[str, float] = {}
             ended = threading.Semaphore(0)
 
-            def end(error: Exception | None, key: str, order: list[str], ended: threading.Semaphore) -> None:
+            def end(
+                error: Exception | None,
+                key: str,
+                order: list[str],
+                times: dict[str, float],
+                ended: threading.Semaphore,
+            ) -> None:
+                times[key] = time.perf_counter()
                 order.append(key if error is None else str(error))
                 ended.release()
 
@@ -241,14 +249,20 @@ def check_priority(run: Run) -> dict[str, Any]:
             tensors = [run.tensor(torch.ones(256 * 1024 if key == "urgent" else 2 * _MIB)) for key in names]
             torch.cuda.synchronize(run.device)
             store.barrier()
+            begun = time.perf_counter()
             for key, tensor in zip(names, tensors, strict=True):
-                done = functools.partial(end, key=key, order=order, ended=ended)
+                done = functools.partial(end, key=key, order=order, times=times, ended=ended)
                 staging.push_pull(store, key, tensor, priority=int(key == "urgent"), done=done)
             for _ in names:
                 assert ended.acquire(timeout=30), f"only {order} have ended"
             places.append(order.index("urgent"))
+            milliseconds.append([round(1e3 * (times[key] - begun), 1) for key in ("urgent", order[-1])])
         store.barrier()
-    return {"ended_before_the_urgent_one_of_24": places, "wrong": [] if statistics.median(places) < 12 else places}
+    return {
+        "ended_before_the_urgent_one_of_24": places,
+        "ms_to_the_urgent_one_and_to_the_last": milliseconds,
+        "wrong": [] if statistics.median(places) < 12 else places,
+    }
 
 
 def check_speed(run: Run) -> dict[str, Any]:
@@ -272,7 +286,7 @@ def check_speed(run: Run) -> dict[str, Any]:
     return result | {"wrong": []}
 
 
-def work(quick: bool) -> None:
+def work(quick: bool, only: list[str]) -> None:
     """Runs the checks on one rank, and prints the results of rank 0 with those of the others."""
     run = Run()
     dist.init_process_group("psum")
@@ -280,6 +294,8 @@ def work(quick: bool) -> None:
     checks = [check_types, check_broadcasts, check_training_thread, check_ddp_does_not_wait, check_contexts]
     if not run.is_stand_in and not quick:
         checks += [check_ddp, check_priority, check_speed]
+    if only:
+        checks = [check for name, check in globals().items() if name in only]
     results: dict[str, Any] = {"device": torch.cuda.get_device_name(run.device)}
     for check in checks:
         try:
@@ -293,13 +309,13 @@ def work(quick: bool) -> None:
     dist.destroy_process_group()
 
 
-def drive(workers: int, planes: list[str], quick: bool) -> int:
+def drive(workers: int, planes: list[str], options: list[str]) -> int:
     """Runs the checks on each plane, and prints one JSON object. Returns the exit status."""
     report: dict[str, Any] = {"torch": torch.__version__, "workers": workers}
     failed = False
     for plane in planes:
         launch = [sys.executable, "-m", "psum.cli", "launch", "--workers", str(workers), "--plane", plane, "--"]
-        program = [sys.executable, __file__, "--work", *(["--quick"] if quick else [])]
+        program = [sys.executable, __file__, "--work", *options]
         ended = subprocess.run([*launch, *program], text=True, capture_output=True, timeout=280, check=False)
         found = [line for line in ended.stdout.splitlines() if "JSON[" in line]
         if ended.returncode or not found:
@@ -319,9 +335,11 @@ if __name__ == "__main__":
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--planes", default="shm,direct,inline")
     parser.add_argument("--quick", action="store_true", help="neither training nor speed")
+    parser.add_argument("--only", default="", help="these checks, with commas in between")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        work(arguments.quick)
+        work(arguments.quick, arguments.only.split(",") if arguments.only else [])
     else:
-        sys.exit(drive(arguments.workers, arguments.planes.split(","), arguments.quick))
+        options = ["--only", arguments.only, *(["--quick"] if arguments.quick else [])]
+        sys.exit(drive(arguments.workers, arguments.planes.split(","), options))

@@ -18,6 +18,7 @@ from psum.aggregator import Server, Settings
 from psum.aggregator.service import stream
 from psum.client.transport.loop_thread import LoopThread
 from psum.planes import DEFAULT_DIRECTORY
+from tests.integration.credential_files import Files
 
 T = TypeVar("T")
 
@@ -73,12 +74,32 @@ class Fleet:
             for connection in (connection for server in self.servers for connection in server._service.connections):
                 ended.append(asyncio.get_running_loop().create_future())
                 connection.close = partial(_close, connection.close, ended[-1])  # type: ignore[method-assign]
-                connection.closing = True
-                connection.filled.set()
+                connection.finish()
             await asyncio.gather(*ended)
 
         with mock.patch.object(stream, "_LAST_MESSAGE_SECONDS", 0.0):
             self.thread.run(cut(), PATIENCE_SECONDS)
+
+    @contextlib.contextmanager
+    def cut_often(self, pause: float) -> Iterator[None]:
+        """Cut again and again during the block. With short pauses, workers would mostly wait to try again.
+
+        Args:
+            pause: Seconds between two cuts.
+        """
+        over = threading.Event()
+
+        def disturb() -> None:
+            while not over.wait(pause):
+                self.cut()
+
+        disturbing = threading.Thread(target=disturb)
+        disturbing.start()
+        try:
+            yield
+        finally:
+            over.set()
+            disturbing.join()
 
     def restart(self, **settings: Any) -> None:
         """Stop the only aggregator without notice to workers. Start another at its address, with other settings."""
@@ -99,6 +120,12 @@ def directory() -> Iterator[pathlib.Path]:
     with tempfile.TemporaryDirectory(dir=DEFAULT_DIRECTORY) as name:
         yield pathlib.Path(name)
         assert list(pathlib.Path(name).iterdir()) == []
+
+
+@pytest.fixture
+def files(tmp_path: pathlib.Path) -> Files:
+    """The PEM files and token files of this test."""
+    return Files(tmp_path)
 
 
 @pytest.fixture

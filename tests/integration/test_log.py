@@ -10,11 +10,11 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-import trustme
 
 from psum import client as psum
 from psum.v1 import aggregator_pb2 as pb
 from psum.v1 import aggregator_pb2_grpc as rpc
+from tests.integration.credential_files import Files
 from tests.polling import wait_until
 
 
@@ -91,43 +91,21 @@ def test_why_a_job_failed_is_said_once(make_fleet: Any, log: Callable[[], list[s
     ]
 
 
-class Files:
-    """Files of an authority, the aggregator's certificate and a worker's."""
-
-    def __init__(self, directory: Any) -> None:
-        authority = trustme.CA()
-        self.ca, self.other_ca = str(directory / "ca.pem"), str(directory / "other.pem")
-        authority.cert_pem.write_to_path(self.ca)
-        trustme.CA().cert_pem.write_to_path(self.other_ca)
-        self.server, self.worker = (self._issue(authority, directory, name) for name in ("127.0.0.1", "worker"))
-
-    @staticmethod
-    def _issue(authority: trustme.CA, directory: Any, name: str) -> dict[str, str]:
-        issued = authority.issue_cert(name)
-        issued.cert_chain_pems[0].write_to_path(directory / f"{name}.pem")
-        issued.private_key_pem.write_to_path(directory / f"{name}.key")
-        return {"tls_cert": str(directory / f"{name}.pem"), "tls_key": str(directory / f"{name}.key")}
-
-
-@pytest.fixture
-def files(tmp_path: Any) -> Files:
-    return Files(tmp_path)
-
-
 @pytest.mark.parametrize("wrong", ["no certificate", "no trust", "no TLS"])
 def test_a_refused_handshake_leaves_a_trace(
     make_fleet: Any, files: Files, log: Callable[[], list[str]], wrong: str
 ) -> None:
     """A refused handshake is counted and has one line with the address, however often it is repeated. Accepted workers
     have none."""
-    fleet = make_fleet(tls_client_ca=files.ca, **files.server)
+    fleet = make_fleet(tls_client_ca=files.ca, **files.certificate("server", "127.0.0.1"))
     service = fleet.servers[0]._service
-    assert fleet.on_every_rank(2, push, tls_ca=files.ca, **files.worker) == [None, None]
-    mine: dict[str, Any] = {"tls_ca": files.ca, **files.worker}
+    certificate = files.certificate("worker", "worker")
+    mine: dict[str, Any] = {"tls_ca": files.ca, **certificate}
+    assert fleet.on_every_rank(2, push, **mine) == [None, None]
     psum.fetch_status(fleet.addresses[0], settings=psum.Settings(**mine))
     worker: dict[str, dict[str, Any]] = {
         "no certificate": {"tls_ca": files.ca},
-        "no trust": {"tls_ca": files.other_ca, **files.worker},
+        "no trust": {"tls_ca": files.other_ca, **certificate},
         "no TLS": {},
     }
     before = sum(service.refused_connections().values())
@@ -152,7 +130,7 @@ def test_what_a_data_connection_is_refused_for_is_said(
 ) -> None:
     """Each refused data connection is logged with its address and counted: missing TLS, unexpected TLS, a wrong
     secret."""
-    encrypted, plain = make_fleet(**files.server), make_fleet()
+    encrypted, plain = make_fleet(**files.certificate("server", "127.0.0.1")), make_fleet()
     for fleet, sent in ((encrypted, bytes(32)), (plain, b"\x16\x03\x01" + bytes(29)), (plain, bytes(32))):
         port = fleet.servers[0]._data_port.port
         with socket.create_connection(("127.0.0.1", port), 10) as stranger:

@@ -134,9 +134,7 @@ def restart(fleet: Fleet, *indices: int, **settings: Any) -> None:
         for index in indices:
             server = fleet.servers[index]
             for connection in server._service.connections:
-                connection.queue.clear()
-                connection.closing = True
-                connection.filled.set()
+                connection.abandon()
         await asyncio.gather(*(fleet.servers[index].stop(0) for index in indices))
         for index in indices:
             given = {"listen": (fleet.addresses[index],)} | settings

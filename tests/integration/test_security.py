@@ -1,6 +1,5 @@
-"""TLS, certificates and tokens keep others out, can be renewed, and give errors with advice."""
+"""TLS and certificates keep others out, can be renewed, and give errors with advice."""
 
-import contextlib
 import datetime
 import logging
 import os
@@ -8,65 +7,17 @@ import pathlib
 import re
 import socket
 import ssl
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
-import trustme
 
 from psum import client as psum
 from psum.client.transport.credentials import Credentials
 from psum.client.transport.diagnosis import diagnose
-from psum.v1 import aggregator_pb2 as pb
-from psum.wire import PROTOCOL_VERSION, decode, encode
-
-NIGHT, DAY, GENERAL, UNKNOWN = "night-0123456789", "day-0123456789ab", "general-01234567", "unknown-01234567"
-
-
-class Files:
-    """The PEM files and token files of a test."""
-
-    def __init__(self, directory: pathlib.Path) -> None:
-        self.directory = directory
-        self.ours, self.others = trustme.CA(), trustme.CA()
-        self.ca = self.authority(self.ours, "ours")
-        self.other_ca = self.authority(self.others, "others")
-
-    def authority(self, ca: trustme.CA, name: str) -> str:
-        return self.write(f"{name}-ca.pem", ca.cert_pem.bytes())
-
-    def write(self, name: str, content: bytes | str) -> str:
-        """Replace a file atomically, as Kubernetes does."""
-        part = self.directory / f"{name}.part"
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        part.rename(self.directory / name)
-        return str(self.directory / name)
-
-    def certificate(self, name: str, *hosts: str, ca: trustme.CA | None = None, **given: Any) -> dict[str, Any]:
-        """Return the settings for a new certificate."""
-        issued = (ca or self.ours).issue_cert(*hosts, **given)
-        return {
-            "tls_cert": self.write(f"{name}.pem", issued.cert_chain_pems[0].bytes()),
-            "tls_key": self.write(f"{name}-key.pem", issued.private_key_pem.bytes()),
-        }
-
-
-@pytest.fixture
-def files(tmp_path: pathlib.Path) -> Files:
-    return Files(tmp_path)
-
-
-def total(client: psum.Client) -> float:
-    """Return the result of a push-pull of 1."""
-    value = np.ones(100_000, np.float32)
-    client.store().push_pull("w", value)
-    assert (value == value[0]).all()
-    return float(value[0])
+from tests.integration.credential_files import DAY, GENERAL, Files, total
 
 
 def test_sums_travel_over_tls_to_workers_that_bring_certificates_and_tokens(
@@ -274,95 +225,6 @@ def test_a_connection_that_is_closed_at_once_says_nothing_of_certificates(files:
         assert found.result(10) is None
 
 
-TOKENS = f"# of the night shift\nnight {NIGHT}\n\nnight shift two {DAY}\n{GENERAL}\n"
-
-
-@pytest.mark.parametrize(
-    ("job", "token", "allowed"),
-    [
-        ("night", NIGHT, True),
-        ("night shift two", DAY, True),
-        ("anything", GENERAL, True),
-        ("night", DAY, False),
-        ("night", GENERAL, False),
-        ("anything", NIGHT, False),
-        ("night", UNKNOWN, False),
-        ("night", None, False),
-    ],
-)
-def test_a_job_is_open_to_its_token_only(
-    make_fleet: Callable[..., Any], files: Files, job: str, token: str | None, allowed: bool
-) -> None:
-    """A token without a job opens all jobs that have no token of their own. The error says what to do."""
-    fleet = make_fleet(token_file=files.write("tokens", TOKENS))
-    given = {"token_file": files.write("token", token)} if token else {}
-    if allowed:
-        assert fleet.on_every_rank(1, total, job=job, **given) == [1.0]
-    else:
-        with pytest.raises(psum.DeniedError, match="PSUM_TOKEN_FILE") as caught:
-            fleet.worker(0, 1, job=job, **given)
-        for secret in (NIGHT, DAY, GENERAL, UNKNOWN):
-            assert secret not in str(caught.value)
-
-
-def test_without_its_token_a_job_can_be_neither_seen_nor_disturbed(
-    make_fleet: Callable[..., Any], files: Files, caplog: pytest.LogCaptureFixture
-) -> None:
-    """This holds for the status, for joining, and for a wrong hello, which would fail a job that waits for ranks."""
-    fleet = make_fleet(token_file=files.write("tokens", f"night {NIGHT}\nday {DAY}\n"))
-    night, day = (files.write(name, token) for name, token in (("n", NIGHT), ("d", DAY)))
-    with fleet.worker(0, 2, job="night", token_file=night) as zero:
-        future = zero.store().push_pull_async("w", np.ones(3, np.float32))
-        shown = psum.fetch_status(fleet.addresses[0], settings=psum.Settings(token_file=day))
-        assert not shown.jobs
-        with pytest.raises(psum.ConnectError, match="UNAUTHENTICATED"):
-            psum.fetch_status(fleet.addresses[0])
-        with pytest.raises(psum.DeniedError):
-            fleet.worker(1, 3, job="night", token_file=day)
-        # Another process of the same rank. A job without tokens would refuse it with details of the first.
-        with pytest.raises(psum.DeniedError, match="its token is not one of this job's"):
-            fleet.worker(0, 2, job="night", token_file=day)
-        with fleet.worker(1, 2, job="night", token_file=night) as one:
-            one.store().push_pull("w", np.ones(3, np.float32))
-        future.result(10)
-    assert not any(token in caplog.text for token in (NIGHT, DAY))
-
-
-def test_tokens_are_replaced_without_a_restart(make_fleet: Callable[..., Any], files: Files) -> None:
-    """Both tokens are valid during a replacement. A removed token is not."""
-    fleet = make_fleet(token_file=files.write("tokens", GENERAL))
-    old, new = files.write("old", GENERAL), files.write("new", DAY)
-    files.write("tokens", f"{GENERAL}\n{DAY}\n")
-    assert [fleet.on_every_rank(1, total, token_file=token) for token in (old, new)] == [[1.0], [1.0]]
-    files.write("tokens", DAY)
-    with pytest.raises(psum.DeniedError):
-        fleet.worker(0, 1, token_file=old)
-
-
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [("", "it contains no token"), ("short", "line 1: expected TOKEN or JOB TOKEN"), ("a\nb c d?\n", "line 2")],
-)
-def test_a_token_file_that_cannot_be_used_is_refused_without_showing_it(
-    make_fleet: Callable[..., Any], files: Files, content: str, text: str
-) -> None:
-    """The error has the file and the line, but not the token."""
-    with pytest.raises(psum.ConfigurationError, match=text) as caught:
-        make_fleet(token_file=files.write("tokens", content))
-    assert not re.search("short|d[?]", str(caught.value))
-
-
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [(None, "cannot be read: No such file"), ("two words", "expected one token"), ("\x00ab", "expected one token")],
-)
-def test_a_worker_with_a_bad_token_file_says_so(fleet: Any, files: Files, content: str | None, text: str) -> None:
-    """The error comes before any connection."""
-    path = files.write("token", content) if content is not None else str(files.directory / "none")
-    with pytest.raises(psum.ConfigurationError, match=text):
-        fleet.worker(0, 1, token_file=path)
-
-
 @pytest.mark.parametrize("wrong", ["missing", "no certificate", "another's key"])
 def test_tls_files_that_cannot_be_used_are_named(make_fleet: Callable[..., Any], files: Files, wrong: str) -> None:
     """Both sides report them at the start."""
@@ -379,137 +241,3 @@ def test_tls_files_that_cannot_be_used_are_named(make_fleet: Callable[..., Any],
     fleet = make_fleet()
     with pytest.raises(psum.ConfigurationError, match=r"one\.pem"):
         fleet.worker(0, 1, tls_ca=files.ca, **good)
-
-
-def test_a_host_has_a_limited_number_of_streams(make_fleet: Callable[..., Any]) -> None:
-    """One more is refused with an error, and accepted after another has ended."""
-    fleet = make_fleet(max_streams=2)
-    with fleet.worker(0, 3) as _, fleet.worker(1, 3), pytest.raises(psum.ConnectError, match="max_streams"):
-        fleet.worker(2, 3, connect_timeout=2.0)
-    assert fleet.on_every_rank(2, total, job="next") == [2.0, 2.0]
-
-
-def test_an_aggregator_has_a_limited_number_of_jobs(make_fleet: Callable[..., Any]) -> None:
-    """One more is refused with an error. Running jobs are not affected."""
-    fleet = make_fleet(max_jobs=1)
-    with fleet.worker(0, 1, job="first") as client:
-        with pytest.raises(psum.ExhaustedError, match=r"job 'second' was refused: 1 jobs .* \(max_jobs\)"):
-            fleet.worker(0, 1, job="second")
-        assert total(client) == 1.0
-    assert fleet.on_every_rank(1, total, job="second") == [1.0]
-
-
-def push_new_keys(client: psum.Client, steps: int) -> None:
-    store = client.store()
-    for step in range(steps):
-        store.push_pull(f"loss of step {step}", np.ones(400, np.float32))
-
-
-def test_a_job_has_a_limited_number_of_shards(make_fleet: Callable[..., Any]) -> None:
-    """A program that makes new keys in every step gets an error before it fills the aggregator's memory."""
-    fleet = make_fleet(max_shards=20)
-    with fleet.worker(0, 1, partition_bytes=1 << 10) as client, pytest.raises(psum.ExhaustedError, match="max_shards"):
-        push_new_keys(client, 30)
-
-
-@contextlib.contextmanager
-def stream(address: str) -> Iterator[Any]:
-    """Open a stream of bytes as any gRPC client could, and return functions to write and read."""
-    channel = Credentials.of(psum.Settings()).channel(address, ())
-    with channel:
-        requests: list[bytes] = []
-        filled = threading.Condition()
-
-        def sent() -> Iterator[bytes]:
-            while True:
-                with filled:
-                    if not filled.wait_for(lambda: bool(requests), 10):
-                        return
-                    yield requests.pop(0)
-
-        method: Any = channel.stream_stream("/psum.v1.AggregatorService/Exchange")
-        call = method(sent(), timeout=20)
-
-        def write(message: bytes) -> None:
-            with filled:
-                requests.append(message)
-                filled.notify()
-
-        yield call, write
-        call.cancel()
-        write(b"")
-
-
-def test_a_stranger_who_sends_nothing_is_shown_the_door(make_fleet: Callable[..., Any]) -> None:
-    """After the hello timeout, the stream ends with an error."""
-    fleet = make_fleet(hello_timeout=0.2)
-    with stream(fleet.addresses[0]) as (call, _):
-        message, _ = decode(pb.ExchangeResponse, next(call))
-    assert "no hello within 0.2 s" in message.fault.text
-
-
-def test_a_stranger_without_a_token_is_refused_before_anything_is_read(
-    make_fleet: Callable[..., Any], files: Files
-) -> None:
-    """The error comes without any message from the client."""
-    fleet = make_fleet(token_file=files.write("tokens", GENERAL))
-    with stream(fleet.addresses[0]) as (call, _):
-        message, _ = decode(pb.ExchangeResponse, next(call))
-    assert message.fault.code == pb.FAULT_CODE_DENIED
-
-
-def test_a_hello_of_megabytes_is_refused(fleet: Any) -> None:
-    """The aggregator keeps nothing of it."""
-    with stream(fleet.addresses[0]) as (call, write):
-        hello = pb.Hello(protocol_version=PROTOCOL_VERSION, job="j", num_workers=1, worker="x" * (2 << 20))
-        write(encode(pb.ExchangeRequest(hello=hello)))
-        message, _ = decode(pb.ExchangeResponse, next(call))
-    assert "a hello has at most" in message.fault.text
-
-
-def test_secrets_are_not_in_the_command_line_the_log_or_the_errors(files: Files) -> None:
-    """There is no flag for the token itself. `ps` shows only the file's path."""
-    command = [sys.executable, "-m", "psum.cli", "aggregator", "--token-file", files.write("t", f"bad line {NIGHT}!")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 1
-    assert "line 1" in done.stderr
-    assert NIGHT not in done.stderr + done.stdout
-
-
-def test_a_relay_shows_its_certificate_and_the_workers_token(make_fleet: Callable[..., Any], files: Files) -> None:
-    """Between relay and owner, TLS is mutual too. The owner gets the job's token, which the workers brought."""
-    fleet = make_fleet(
-        2, **files.certificate("server", "127.0.0.1"), tls_client_ca=files.ca, token_file=files.write("tokens", GENERAL)
-    )
-    given = {"tls_ca": files.ca, "token_file": files.write("token", GENERAL)}
-    given |= files.certificate("worker", "worker.example")
-
-    def run(rank: int) -> float:
-        relay = f"{fleet.addresses[0]}/2" if rank < 2 else "off"
-        with fleet.worker(rank, 3, relay=relay, **given) as client:
-            return total(client)
-
-    with ThreadPoolExecutor(3) as pool:
-        assert list(pool.map(run, range(3), timeout=30)) == [3.0, 3.0, 3.0]
-
-
-def test_a_relay_sends_no_token_unencrypted_to_other_machines(make_fleet: Callable[..., Any], files: Files) -> None:
-    """The workers' token does not go on where they could not have sent it without saying so."""
-    fleet = make_fleet(1, token_file=files.write("tokens", GENERAL))
-    given = {
-        "relay": f"{fleet.addresses[0]}/1",
-        "aggregators": ("192.0.2.1:1",),
-        "token_file": files.write("token", GENERAL),
-        "insecure": True,
-    }
-    # The relay connects when its group is complete, here at once.
-    with pytest.raises(psum.DeniedError, match=r"192\.0\.2\.1:1.*unencrypted"), fleet.worker(0, 2, **given) as client:
-        total(client)
-
-
-def test_a_relay_that_trusts_nobody_names_its_own_setting(make_fleet: Callable[..., Any], files: Files) -> None:
-    """A worker's setting of that kind would change nothing."""
-    fleet = make_fleet(2, **files.certificate("server", "127.0.0.1"))
-    relay = f"{fleet.addresses[0]}/1"
-    with pytest.raises(psum.ConnectError, match=r"not come from a public authority, and PSUM_RELAY_TLS_CA names no"):
-        fleet.worker(0, 2, relay=relay, aggregators=fleet.addresses[1:], tls_ca=files.ca)

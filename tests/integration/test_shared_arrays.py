@@ -5,7 +5,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -81,20 +80,8 @@ def test_connections_that_break_do_no_harm(directory: pathlib.Path, make_fleet: 
     """What has no sum yet is sent again from the arrays, with the same bits."""
     undisturbed = make_fleet(2, shm_directory=str(directory)).on_every_rank(2, sums, staging=True)
     fleet = make_fleet(2, shm_directory=str(directory))
-    over = threading.Event()
-
-    def disturb() -> None:
-        # If it were more often, workers would mostly wait to try again.
-        while not over.wait(0.25):
-            fleet.cut()
-
-    disturbing = threading.Thread(target=disturb)
-    disturbing.start()
-    try:
+    with fleet.cut_often(0.25):
         assert fleet.on_every_rank(2, sums, staging=True) == undisturbed
-    finally:
-        over.set()
-        disturbing.join()
 
 
 @pytest.mark.parametrize("why", ["inline", "direct", "no staging", "full", "small"])

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from psum import client as psum
+from tests.integration.many_sizes import message_bytes, sums
 from tests.polling import wait_until
 from tests.processes import running
 from tests.signals import interrupts_raise
@@ -27,20 +28,6 @@ from tests.silent_server import silent_server
 def make_fleet(directory: pathlib.Path, make_fleet: Callable[..., Any]) -> Callable[..., Any]:
     """Aggregators that share memory in the directory."""
     return lambda count, **settings: make_fleet(count, **{"shm_directory": str(directory)} | settings)
-
-
-def sums(client: psum.Client) -> list[bytes]:
-    """The values after some rounds with keys of many sizes."""
-    chance = np.random.default_rng(client.rank)
-    store = client.store()
-    values = [chance.standard_normal(size).astype(np.float32) for size in (3, 20_000, 700_000, 1_000_001)]
-    for _ in range(4):
-        for future in [store.push_pull_async(i, value, priority=-i) for i, value in enumerate(values)]:
-            future.result(20)
-        for value in values:
-            value *= np.float32(0.25)
-    store.broadcast("b", values[2])
-    return [value.tobytes() for value in values]
 
 
 def test_the_sums_are_those_of_messages_bit_for_bit(make_fleet: Callable[..., Any]) -> None:
@@ -133,17 +120,8 @@ def test_large_payloads_do_not_travel_in_messages(
     fleet = make_fleet(1)
     with fleet.worker(0, 1) as client:
         assert client.planes == ("shm",)
-        sent = []
-        take: Callable[[int], bytes | None] = client._session.next_message
-
-        def watched(aggregator: int) -> bytes | None:
-            message = take(aggregator)
-            sent.append(len(message or b""))
-            return message
-
-        monkeypatch.setattr(client._session, "next_message", watched)
-        value = np.ones(4 << 20, np.float32)
-        client.store().push_pull("w", value)
+        sent = message_bytes(client, monkeypatch)
+        client.store().push_pull("w", np.ones(4 << 20, np.float32))
         assert sum(sent) < 10_000
 
 

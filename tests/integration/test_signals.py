@@ -1,9 +1,6 @@
 """Handlers of signals that run in the main thread while the client waits there."""
 
-import contextlib
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -11,19 +8,7 @@ import numpy as np
 import pytest
 
 from psum import client as psum
-
-
-@contextlib.contextmanager
-def handling(handler: Callable[[], Any]) -> Iterator[None]:
-    """Sends a signal to this process soon, with a handler for it."""
-    before = signal.signal(signal.SIGUSR1, lambda *_: handler())
-    timer = threading.Timer(0.1, signal.pthread_kill, [threading.get_ident(), signal.SIGUSR1])
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.join()
-        signal.signal(signal.SIGUSR1, before)
+from tests.signals import signalled
 
 
 def test_handlers_run_while_sums_are_waited_for(fleet: Any) -> None:
@@ -40,11 +25,11 @@ def test_handlers_run_while_sums_are_waited_for(fleet: Any) -> None:
     with one, two:
         for name, wait in waits.items():
             array[:] = other[:] = 1
-            with handling(lambda: contributed.append(there.push_pull_async("w", other))):
+            with signalled(lambda: contributed.append(there.push_pull_async("w", other))):
                 wait()
             assert array.tolist() == [2, 2, 2], name
             contributed.pop().result(timeout=30)
-        with handling(lambda: here.broadcast_async("b", np.full(3, 5, np.float32))):
+        with signalled(lambda: here.broadcast_async("b", np.full(3, 5, np.float32))):
             there.broadcast("b", other)
         assert other.tolist() == [5, 5, 5]
 
@@ -60,7 +45,7 @@ def test_a_handler_may_close_a_client_that_is_being_closed(fleet: Any) -> None:
         closed.append(one.closed)
 
     with two:
-        with handling(close):
+        with signalled(close):
             one.close(timeout=0.5)
         assert closed == [False]
         assert one.closed
@@ -75,5 +60,5 @@ def test_a_handler_may_end_the_wait_for_an_aggregator() -> None:
         raise SystemExit(3)
 
     settings = psum.Settings(aggregators=("127.0.0.1:1",), num_workers=2, connect_timeout=30.0)
-    with handling(leave), pytest.raises(SystemExit):
+    with signalled(leave), pytest.raises(SystemExit):
         psum.connect(settings)

@@ -85,20 +85,8 @@ def test_connections_that_break_do_no_harm(make_pair: Callable[[], Any]) -> None
     fleet = make_pair()
     undisturbed = on_both(fleet, sums)
     fleet = make_pair()
-    over = threading.Event()
-
-    def disturb() -> None:
-        # If it were more often, workers would mostly wait to try again.
-        while not over.wait(0.1):
-            fleet.cut()
-
-    disturbing = threading.Thread(target=disturb)
-    disturbing.start()
-    try:
+    with fleet.cut_often(0.1):
         assert on_both(fleet, sums) == undisturbed
-    finally:
-        over.set()
-        disturbing.join()
 
 
 def test_a_round_that_waits_keeps_no_copy(make_pair: Callable[[], Any]) -> None:

@@ -2,20 +2,19 @@
 
 import contextlib
 import gc
+import sys
 import threading
-import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 
 from psum.client import AbortedError, Contribution, ElementType, Operation, PsumError
-from psum.mxnet import BytePS, StageStatistics, kvstore
+from psum.mxnet import BytePS, StageStatistics
 from psum.mxnet.compat import MXNetError, mx
 from psum.mxnet.engine import operations
-from psum.mxnet.push_pull import PushPull
-
-PATIENCE_SECONDS = 30.0
+from tests.mxnet.pending import failed_array, pending_array
+from tests.polling import PATIENCE_SECONDS
 
 
 def only_first_cpu(context: Any) -> bool:
@@ -31,32 +30,6 @@ def store(client: Any) -> BytePS:
 @pytest.fixture
 def device_store(client: Any) -> BytePS:
     return BytePS(client, in_place=only_first_cpu)
-
-
-def failed_array(size: int = 2) -> Any:
-    """An array whose computation fails."""
-    array = mx.nd.zeros((size,))
-
-    def fail(operation: operations.Operation) -> None:
-        operation.complete("division by zero")
-
-    operations.push(array, operations.Operation(fail, lambda: None))
-    return array
-
-
-def pending_array(gate: threading.Event, size: int = 2) -> Any:
-    """An array of ones that is pending until the gate opens."""
-    array = mx.nd.ones((size,))
-
-    def complete(operation: operations.Operation) -> None:
-        gate.wait(PATIENCE_SECONDS)
-        operation.complete()
-
-    def run(operation: operations.Operation) -> None:
-        threading.Thread(target=complete, args=(operation,)).start()
-
-    operations.push(array, operations.Operation(run, lambda: None))
-    return array
 
 
 def test_returns_before_the_sum_is_there(store: BytePS, client: Any) -> None:
@@ -339,27 +312,22 @@ def test_failed_value_is_told_to_the_peers(client: Any, with_out: bool, through_
     assert store.stage_statistics == StageStatistics(allocated=0, in_use=0)
 
 
-def test_arrays_are_not_kept(device_store: BytePS, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operation releases what it holds when it ends, without the garbage collector."""
-    freed = threading.Semaphore(0)
-
-    class Watched(PushPull):
-        def __init__(self, *arguments: Any, **named: Any) -> None:
-            super().__init__(*arguments, **named)
-            weakref.finalize(self, freed.release)
-
-    monkeypatch.setattr(kvstore, "PushPull", Watched)
+def test_arrays_are_not_kept(device_store: BytePS, client: Any) -> None:
+    """An operation no longer keeps its arrays when it has ended, without the garbage collector."""
+    arrays = [mx.nd.ones((2,)), mx.nd.ones((2,), ctx=mx.cpu(1)), failed_array()]
+    before = [sys.getrefcount(array) for array in arrays]
     gc.collect()
     gc.disable()
     try:
-        arrays = [mx.nd.ones((2,)), mx.nd.ones((2,), ctx=mx.cpu(1)), failed_array()]
         for key, array in enumerate(arrays):
             device_store.pushpull(key, array)
+        del array
+        assert all(sys.getrefcount(array) > count for array, count in zip(arrays[:2], before, strict=False))
         client.next_started().finish()
         client.next_started().finish(error=PsumError("no sum"))
         del client.reserved[:]
-        for _ in arrays:
-            assert freed.acquire(timeout=PATIENCE_SECONDS)
+        assert operations.wait_until_idle(PATIENCE_SECONDS)
+        assert [sys.getrefcount(array) for array in arrays] == before
     finally:
         gc.enable()
     for array in arrays:

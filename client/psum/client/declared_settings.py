@@ -17,7 +17,7 @@ from psum.runtime import (
     size,
     switch,
 )
-from psum.wire import parse_address
+from psum.wire import MAX_WORKERS, parse_address
 
 
 def _metrics_port(text: str) -> str:
@@ -62,11 +62,11 @@ class DeclaredSettings(BaseSettings):
         "PSUM_RANK",
         "BYTEPS_GLOBAL_RANK",
         default=0,
-        parse=integer(0, 4095),
+        parse=integer(0, MAX_WORKERS - 1),
         meaning="This worker's rank, from 0.",
     )
     num_workers: int = setting(
-        "PSUM_NUM_WORKERS", default=1, parse=integer(1, 4096), meaning="The number of worker processes."
+        "PSUM_NUM_WORKERS", default=1, parse=integer(1, MAX_WORKERS), meaning="The number of worker processes."
     )
     elastic: Elastic | None = setting(  # noqa: RUF009 (a field, whatever its type)
         "PSUM_ELASTIC",
@@ -106,14 +106,14 @@ class DeclaredSettings(BaseSettings):
         "PSUM_LOCAL_RANK",
         "BYTEPS_LOCAL_RANK",
         default=0,
-        parse=integer(0, 4095),
+        parse=integer(0, MAX_WORKERS - 1),
         meaning="This worker's rank among those on its node.",
     )
     local_size: int = setting(
         "PSUM_LOCAL_SIZE",
         "BYTEPS_LOCAL_SIZE",
         default=1,
-        parse=integer(1, 4096),
+        parse=integer(1, MAX_WORKERS),
         meaning="The number of workers on this node.",
     )
     relay: str = setting(

@@ -3,16 +3,13 @@
 import dataclasses
 from typing import Final
 
-from psum.wire import parse_destination
+from psum.wire import MAX_WORKERS, parse_destination
 
 #: Use a relay if one is on this host. See psum.client.route.
 AUTO: Final = "auto"
 
 #: Use none.
 OFF: Final = "off"
-
-#: The largest group: the largest job.
-_MAX_GROUP: Final = 4096
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,7 +55,7 @@ def _level(text: str, *, first: bool) -> Level:
             return Level(parse_destination(text), None)
         except ValueError as error:
             raise ValueError(f"expected auto, off or a relay's address ({error})") from None
-    if not slash or not (size.isascii() and size.isdecimal()) or not 1 <= int(size) <= _MAX_GROUP:
+    if not slash or not (size.isascii() and size.isdecimal()) or not 1 <= int(size) <= MAX_WORKERS:
         raise ValueError(
             f"{text!r} does not end with the number of ranks that this relay sums, such as rack-3:50051/16"
         )

@@ -9,13 +9,10 @@ from psum.client.declared_settings import DeclaredSettings
 from psum.client.doubtful_settings import doubts
 from psum.client.foreign_variables import remarks, with_derived
 from psum.runtime import load
-from psum.wire import MAX_PARTITION_BYTES, PAYLOAD_ALIGNMENT_BYTES, is_local
+from psum.wire import MAX_PARTITION_BYTES, MAX_WORKERS, PAYLOAD_ALIGNMENT_BYTES, is_local
 
 #: However many aggregators there are, shards do not become smaller than this because of them. Each costs time.
 _LEAST_SHARD_BYTES: Final = 512 << 10
-
-#: The most workers that a job may have.
-_MAX_WORKERS: Final = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +111,10 @@ class Settings(DeclaredSettings):
                 yield "only an elastic job can be joined while it runs (PSUM_JOIN): set PSUM_ELASTIC as its workers do"
             return
         least, most = elastic.minimum, elastic.maximum
-        if not 1 <= least <= most <= _MAX_WORKERS:
+        if not 1 <= least <= most <= MAX_WORKERS:
             yield (
                 f"an elastic job of at least {least} and at most {most} workers; expected at least 1, at most"
-                f" {_MAX_WORKERS}, and the first number no larger than the second (PSUM_ELASTIC)"
+                f" {MAX_WORKERS}, and the first number no larger than the second (PSUM_ELASTIC)"
             )
         elif not least <= self.num_workers <= most:
             than = f"fewer than the {least} that it needs at least" if self.num_workers < least else f"more than {most}"

@@ -6,6 +6,7 @@ from psum.client import ElementType, Ticket
 from psum.mxnet.arguments import Arrays
 from psum.mxnet.compat import mx
 from psum.mxnet.engine.interface import PRIORITY_LIMIT
+from psum.mxnet.in_place_sum import InPlaceSum
 from psum.mxnet.staging.device_pipeline import DevicePipeline
 
 _NDArray = mx.nd.NDArray
@@ -37,9 +38,23 @@ class KnownSum:
         arrays: What was found out about it.
         pipeline: What moves it; None if it is used where it is.
         device: The number of its device.
+
+    Attributes:
+        in_place: What sums it where it is; None until then. It may be busy with an earlier sum.
     """
 
-    __slots__ = ("_element_type", "_handle", "_nbytes", "_shape", "device", "key", "label", "name", "pipeline")
+    __slots__ = (
+        "_element_type",
+        "_handle",
+        "_nbytes",
+        "_shape",
+        "device",
+        "in_place",
+        "key",
+        "label",
+        "name",
+        "pipeline",
+    )
 
     def __init__(
         self,
@@ -56,6 +71,7 @@ class KnownSum:
         self.label = label
         self.pipeline = pipeline
         self.device = device
+        self.in_place: InPlaceSum | None = None
         self._handle = array.handle
         self._shape: tuple[int, ...] = arrays.shape
         self._element_type: ElementType = arrays.element_type

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import operator
-import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -25,6 +24,7 @@ from psum.mxnet.arrays.memory import usable_in_place
 from psum.mxnet.compat import ENGINE_IS_NAIVE, MXNetError, mx
 from psum.mxnet.device_sum import DeviceSum, PipelineOf, pipeline_of
 from psum.mxnet.engine import lifecycle
+from psum.mxnet.in_place_sum import InPlaceSum
 from psum.mxnet.known_sums import KnownSum, only_array
 from psum.mxnet.names import Labels
 from psum.mxnet.push_pull import PushPull
@@ -84,7 +84,7 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
         """Of the keys whose sums a pipeline has moved."""
         # Reentrant, for signal handlers.
         self._ordering = threading.RLock()
-        self._pid = os.getpid()
+        self._forks = lifecycle.forks()
         lifecycle.watch(self._client)
 
     def __repr__(self) -> str:
@@ -295,7 +295,11 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
                 ticket = self._client.reserve_again(known.key, priority, known.label)
             except PsumError as error:
                 raise MXNetError(str(error)) from error
-            self._queue_in_place(ticket, known, known.arrays(array), priority)
+            in_place = known.in_place
+            if in_place is not None and in_place.free and not self._lanes:
+                in_place.begin(ticket, array, priority)
+            else:
+                self._queue_in_place(ticket, known, known.arrays(array), priority)
 
     def _sum_in_place(self, key: str | int, array: Any, arrays: Arrays, priority: int) -> None:
         """Sums an array in place, and remembers what it is like."""
@@ -316,27 +320,19 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
             self._queue_in_place(ticket, known, arrays, priority)
 
     def _queue_in_place(self, ticket: Ticket, known: KnownSum, arrays: Arrays, priority: int) -> None:
-        nominal = self.num_workers if self._client.elastic else 0
         if known.pipeline is not None:
             lane = self._lanes.get(known.name)
             if lane is None:
                 lane = self._lanes.setdefault(known.name, Lane())
-            DeviceSum(ticket, arrays, known.device, lane, self._stages, self._lent_sums, known.pipeline, nominal).begin(
-                priority
-            )
+            DeviceSum(
+                ticket, arrays, known.device, lane, self._stages, self._lent_sums, known.pipeline, self._nominal
+            ).begin(priority)
+        elif known.name in self._lanes:
+            # Earlier sums of the key may still be on their way through stages.
+            self._push_pull(ticket, known.name, Operation.SUM, arrays, arrays).begin(priority)
         else:
-            PushPull(
-                ticket,
-                (self._store, known.name, Operation.SUM),
-                arrays,
-                arrays,
-                self._stages,
-                self._shared,
-                self._in_place,
-                self._lanes.get(known.name),
-                awaited=False,
-                nominal=nominal,
-            ).begin_in_place(priority)
+            known.in_place = InPlaceSum(arrays.element_type, arrays.nbytes, self._shared, self._nominal)
+            known.in_place.begin(ticket, arrays.items[0], priority)
 
     def _begin(
         self, key: str | int, operation: Operation, values: Arrays, outs: Arrays, priority: int, *, contributes: bool
@@ -346,29 +342,54 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
             ticket = self._reserve(key, outs, operation, priority)
             # If the root is lost, the ranks take the value of one of them.
             stands_in = not contributes and self._client.elastic
-            push_pull = PushPull(
+            push_pull = self._push_pull(
                 ticket,
-                (self._store, key_name(key), operation),
+                key_name(key),
+                operation,
                 values if contributes or stands_in else None,
                 outs,
-                self._stages,
-                self._shared,
-                self._in_place,
-                self._lanes.get(key_name(key)) if operation is Operation.SUM else None,
-                awaited=self._waits and operation is Operation.BROADCAST,
-                nominal=self.num_workers if operation is Operation.SUM and self._client.elastic else 0,
                 stands_in=stands_in,
             )
             push_pull.begin(priority)
         push_pull.complete()
         return push_pull
 
+    @property
+    def _nominal(self) -> int:
+        """The number of ranks by which the program divides sums that are scaled when fewer contribute; else 0."""
+        return self.num_workers if self._client.elastic else 0
+
+    def _push_pull(
+        self,
+        ticket: Ticket,
+        name: str,
+        operation: Operation,
+        values: Arrays | None,
+        outs: Arrays,
+        *,
+        stands_in: bool = False,
+    ) -> PushPull:
+        sums = operation is Operation.SUM
+        return PushPull(
+            ticket,
+            (self._store, name, operation),
+            values,
+            outs,
+            self._stages,
+            self._shared,
+            self._in_place,
+            self._lanes.get(name) if sums else None,
+            awaited=self._waits and not sums,
+            nominal=self._nominal if sums else 0,
+            stands_in=stands_in,
+        )
+
     def _in_order(self) -> AbstractContextManager[Any]:
         """The engine must get the operations on a key in the order of their rounds, whatever threads call.
 
         They may use the same array: round 0 would wait there for round 1, which waits for round 0.
         """
-        return self._ordering if os.getpid() == self._pid else contextlib.nullcontext()
+        return self._ordering if lifecycle.forks() == self._forks else contextlib.nullcontext()
 
     def _label(self, key: str | int, operation: Operation) -> str:
         return self.labels[operation].get(key, "") if self.labels else ""

@@ -104,18 +104,6 @@ class PushPull:
         if not ENGINE_IS_NAIVE:
             self._scatter()
 
-    def begin_in_place(self, priority: int) -> None:
-        """Does the same as `begin` for one array in host memory that is both value and out, and usable in place."""
-        array = self._target = self._outs.items[0]
-        try:
-            queue_plain_layout(array)
-            operations.push(
-                array, operations.Operation(self._on_target_ready, self._on_target_failed), priority=priority
-            )
-        except BaseException as error:
-            self._withdraw(f"{type(error).__name__}: {error}")
-            raise
-
     def complete(self) -> None:
         """With the NaiveEngine, does the rest and waits for the result. With others, does nothing.
 

@@ -31,7 +31,7 @@ class Outcome(Future[None]):
             return
         try:
             if staging.devices_of([self._tensor]):
-                self._arrival = torch.cuda.current_stream(self._tensor.device).record_event()
+                self._arrival = staging.mark(self._tensor.device)
         except Exception as failure:
             lost = PsumError(f"the result has arrived, and {self._tensor.device} failed: {failure}")
             lost.__cause__ = failure
@@ -57,7 +57,7 @@ class Outcome(Future[None]):
             # The same object may be raised many times; it must not collect all their tracebacks.
             raise error.with_traceback(None)
         if self._arrival is not None:
-            torch.cuda.current_stream(self._tensor.device).wait_event(self._arrival)
+            staging.come_after(self._tensor.device, self._arrival)
 
 
 def wait_for_all(outcomes: Iterable[Outcome]) -> None:

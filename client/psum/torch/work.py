@@ -120,7 +120,7 @@ class PsumWork(dist.Work):  # type: ignore[misc]
             raise self._late(seconds)
         with self._lock:
             for device, event in zip(self._devices, self._events, strict=False):
-                torch.cuda.current_stream(device).wait_event(event)
+                staging.come_after(device, event)
             self._conclude()
             self._write_lent()
             self._waited_for = True
@@ -228,6 +228,6 @@ class PsumWork(dist.Work):  # type: ignore[misc]
         A GPU that cannot do so is the work's error: whoever waits must hear of it.
         """
         try:
-            self._events = [torch.cuda.current_stream(device).record_event() for device in self._devices]
+            self._events = [staging.mark(device) for device in self._devices]
         except Exception as error:
             self._error = self._error or error

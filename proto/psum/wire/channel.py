@@ -1,4 +1,4 @@
-"""What both ends of a gRPC connection must agree on: the protocol version, size limits, and channel options.
+"""What both ends of a gRPC connection must agree on: the protocol version, limits, and channel options.
 
 Measurements showed that these options make large messages fast: one HTTP/2 frame and a large read-ahead for a whole
 shard, and no bandwidth probing, which would shrink the configured window.
@@ -12,6 +12,9 @@ PROTOCOL_VERSION: Final = 1
 #: where aggregators run, on which the ranks agree with a sum. See docs/protocol.md.
 PLACEMENT_BY_WEIGHTS: Final = 1
 PLACEMENT_BY_ROLES: Final = 2
+
+#: The most workers that a job may have. Ranks go from 0 to one less.
+MAX_WORKERS: Final = 4096
 
 #: The largest message. A shard has at most MAX_PARTITION_BYTES. The rest is room for headers and many declarations.
 MAX_MESSAGE_BYTES: Final = 80 << 20

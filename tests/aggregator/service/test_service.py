@@ -23,12 +23,6 @@ async def server() -> AsyncIterator[Server]:
     await server.stop(0.1)
 
 
-@pytest_asyncio.fixture
-async def stub(server: Server) -> AsyncIterator[Any]:
-    async with grpc.aio.insecure_channel(server.addresses[0]) as channel, asyncio.timeout(30):
-        yield rpc.AggregatorServiceStub(channel)
-
-
 def hello(rank: int = 0, num_workers: int = 1, ranks: Sequence[int] = ()) -> pb.ExchangeRequest:
     return pb.ExchangeRequest(
         hello=pb.Hello(

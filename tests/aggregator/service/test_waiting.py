@@ -24,12 +24,6 @@ async def server() -> AsyncIterator[Server]:
     await server.stop(0.1)
 
 
-@pytest_asyncio.fixture
-async def stub(server: Server) -> AsyncIterator[Any]:
-    async with grpc.aio.insecure_channel(server.addresses[0]) as channel, asyncio.timeout(30):
-        yield rpc.AggregatorServiceStub(channel)
-
-
 async def enter(stub: Any, rank: int, **change: Any) -> Any:
     """Says hello on a new stream."""
     fields: dict[str, Any] = {

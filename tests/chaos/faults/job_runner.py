@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from faults.jobs import JobSpec, check_outcomes
@@ -26,6 +27,7 @@ class JobRunner:
 
     Attributes:
         workers: The processes. Killed ones are replaced after the job.
+        spec: The present job, None before the first one.
         jobs: Number of jobs by outcome.
         relays: Number of groups that each aggregator was the relay of, by the aggregator's index.
         checked: Number of sums compared with the expected values.
@@ -40,14 +42,15 @@ class JobRunner:
         self._changing = threading.Lock()
         self._killed: dict[int, float] = {}
         self.workers = [self._start(number) for number in range(processes)]
+        self.spec: JobSpec | None = None
         self.jobs: Counter[str] = Counter()
         self.relays: Counter[int] = Counter()
         self.checked = 0
         self.problems: list[str] = []
 
-    def run(self, until: float) -> None:
-        """Start jobs until `until` (time.monotonic), and return when the last one has ended."""
-        while time.monotonic() < until:
+    def run(self, over: Callable[[], bool]) -> None:
+        """Start jobs until it is `over`, and return when the last one has ended."""
+        while not over():
             try:
                 self._run_job()
             except Exception as error:
@@ -59,7 +62,7 @@ class JobRunner:
         with self._changing:
             rank = target % len(self.workers)
             worker = self.workers[rank]
-            if len(self.workers) == 1 or worker.last != "working" or self._killed:
+            if len(self.workers) == 1 or self._killed or not self._is_known(rank):
                 return False
             self._killed[rank] = time.monotonic()
             worker.signal(signal.SIGKILL)
@@ -70,6 +73,19 @@ class JobRunner:
         for worker in self.workers:
             worker.close()
 
+    def _is_known(self, rank: int) -> bool:
+        """Return whether a worker is in the middle of a job, and its end will be noticed whoever else is killed.
+
+        Aggregator 0 is never killed, and notices it. A worker joins it directly, or as its relay. If its relay is
+        another one, aggregator 0 may know nothing of it before the first sum. If that relay is killed too before
+        another rank of the group has joined, the worker is as one that never came: the others wait for it until the
+        round time-out.
+        """
+        if self.spec is None:
+            return False
+        events = ("working", "summed") if self.spec.relay_of(rank) in (None, 0) else ("summed",)
+        return self.workers[rank].last in events
+
     def _start(self, number: int) -> WorkerProcess:
         return WorkerProcess(self._directory / f"{self._name}-{number}.log")
 
@@ -77,7 +93,8 @@ class JobRunner:
         one_process = len(self.workers) == 1
         num_workers = self._chance.randint(1, 3) if one_process else len(self.workers)
         number = sum(self.jobs.values())
-        spec = JobSpec.draw(self._chance, f"{self._name}-{number}", num_workers, len(self._addresses))
+        name = f"{self._name}-{number}"
+        self.spec = spec = JobSpec.draw(self._chance, name, num_workers, len(self._addresses))
         settings = {
             "keepalive": 1.0,
             "connect_timeout": 60.0,

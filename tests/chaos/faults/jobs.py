@@ -1,5 +1,6 @@
 """Small random jobs with every sum checked: their specification, a worker's part in them, and the allowed outcomes."""
 
+import ctypes
 import dataclasses
 import gc
 import itertools
@@ -79,8 +80,12 @@ class JobSpec:
 
     def relay_settings(self, rank: int, addresses: Sequence[str]) -> dict[str, Any]:
         """Return the fields of psum.client.Settings for a rank's relay, given the addresses of all aggregators."""
-        [(group, relay)] = [(g, r) for g, r in zip(self.groups, self.relays, strict=True) if rank in g]
+        group, relay = self._group_of(rank)
         return {} if relay is None else {"relay": f"{addresses[relay]}/{len(group)}"}
+
+    def relay_of(self, rank: int) -> int | None:
+        """Return the index of the aggregator that is a rank's relay, None if it has none."""
+        return self._group_of(rank)[1]
 
     def keys(self, rank: int | None = None) -> list[tuple[str, int]]:
         """Return each key with the size that a rank declares."""
@@ -88,6 +93,10 @@ class JobSpec:
         if self.mismatched and rank == self.num_workers - 1:
             sizes[-1] += 1
         return [(f"{self.name} {index}", size) for index, size in enumerate(sizes)]
+
+    def _group_of(self, rank: int) -> tuple[tuple[int, ...], int | None]:
+        [found] = [(g, r) for g, r in zip(self.groups, self.relays, strict=True) if rank in g]
+        return found
 
 
 def _draw_groups(chance: random.Random, num_workers: int) -> tuple[tuple[int, ...], ...]:
@@ -106,7 +115,8 @@ def work(
     addresses: Sequence[str],
     settings: dict[str, Any],
 ) -> None:
-    """Run these ranks of a job, each in a thread. Report a `working` event for each rank, then one `worked` event.
+    """Run these ranks of a job, each in a thread. Report a `working` event for each rank that has joined, a `summed`
+    event for each that has its first sum, then one `worked` event.
 
     The `worked` event has "outcomes", a dictionary by rank (as text): the number of sums "checked", the number of
     "wrong" ones, the "error" that ended the rank's work (None if it completed), and the time "at" which it ended.
@@ -124,6 +134,8 @@ def work(
             try:
                 tell("working", rank=rank)
                 for right in _sums(client, job):
+                    if not checked:
+                        tell("summed", rank=rank)
                     checked.append(right)
             finally:
                 client.close(_CLOSE_TIMEOUT_SECONDS)
@@ -140,6 +152,8 @@ def work(
         outcomes = dict(zip(map(str, ranks), pool.map(begin, ranks), strict=True))
     # Closed clients are in reference cycles with gRPC's threads. After this, remaining memory is a leak.
     gc.collect()
+    # The allocator keeps what was freed between blocks that are in use: more of it, the larger a job was.
+    ctypes.CDLL(None).malloc_trim(0)
     tell("worked", job=job.name, outcomes=outcomes)
 
 

@@ -62,7 +62,13 @@ def kill_aggregators(
 
 
 def disturb_connections(
-    directory: pathlib.Path, faults: int, seed: int, plane: str, progress: Progress = lambda line: None
+    directory: pathlib.Path,
+    faults: int,
+    seed: int,
+    plane: str,
+    progress: Progress = lambda line: None,
+    *,
+    cuts: int = 0,
 ) -> Report:
     """Put a proxy in front of each aggregator that delays data, cuts connections at random bytes and stalls at times.
 
@@ -74,6 +80,7 @@ def disturb_connections(
         seed: Seed for the times, the proxies and the kinds of faults.
         plane: Plane for large payloads.
         progress: Called with a line of text after each fault.
+        cuts: The training goes on until there were so many cuts at random bytes.
 
     Returns:
         See kill_aggregators.
@@ -103,6 +110,10 @@ def disturb_connections(
                     proxy.flow()
                 done[kind] += 1
                 progress(f"{kind} {number} of {faults} at step {before}")
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while sum(proxy.cuts for proxy in fronts) < cuts and time.monotonic() < deadline:
+                # Proxies do not report cuts.
+                time.sleep(0.02)
             connections = sum(proxy.connections for proxy in fronts)
             cuts = sum(proxy.cuts for proxy in fronts)
             report = {

@@ -6,7 +6,7 @@ import time
 from faults.watching import kinds_of_files, open_files, resident_bytes, threads
 
 #: Tolerance for memory that varies without growing.
-_NOISE_BYTES = 12 << 20
+NOISE_BYTES = 12 << 20
 
 #: The same tolerance for open files and threads.
 _NOISE_COUNT = 4
@@ -15,15 +15,21 @@ _NOISE_COUNT = 4
 class Sampler:
     """Collects samples of a process that must not grow.
 
+    Args:
+        name: The process, for people.
+        pid: Its id.
+        kept_bytes: How much memory it may have kept since the first sample when it is idle.
+
     Attributes:
         resident: Resident memory in bytes, one sample per second.
         files: Number of open file descriptors, sampled likewise.
         threads: Number of threads, sampled likewise.
     """
 
-    def __init__(self, name: str, pid: int) -> None:
+    def __init__(self, name: str, pid: int, kept_bytes: int = NOISE_BYTES) -> None:
         self.name = name
         self._pid = pid
+        self._kept_bytes = kept_bytes
         self.resident: list[int] = []
         self.files: list[int] = []
         self.threads: list[int] = []
@@ -50,11 +56,11 @@ class Sampler:
         third = len(self.resident) // 3
         found = []
         least = [min(self.resident[n * third : (n + 1) * third]) for n in range(3)]
-        for when, before, after in (
-            ("when idle", self.resident[0], self.resident[-1]),
-            ("under load", least[1], least[2]),
+        for when, before, after, noise in (
+            ("when idle", self.resident[0], self.resident[-1], self._kept_bytes),
+            ("under load", least[1], least[2], NOISE_BYTES),
         ):
-            if after > before * 1.05 + _NOISE_BYTES:
+            if after > before * 1.05 + noise:
                 found.append(f"{self.name}: grew from {before / 2**20:.0f} to {after / 2**20:.0f} MiB {when}")
         if self.files[-1] > self.files[0] + _NOISE_COUNT:
             found.append(

@@ -7,7 +7,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from faults.aggregators import AggregatorProcess
 from faults.job_runner import JobRunner
@@ -50,17 +50,16 @@ class Fault:
     seconds: float
 
 
-def schedule(seed: int, seconds: float) -> list[Fault]:
-    """Draw the faults of a run, in order of time. The same seed gives the same faults."""
+def schedule(seed: int) -> Iterator[Fault]:
+    """Draw the faults of a run, in order of time, without end. The same seed gives the same faults."""
     chance = random.Random(seed)
     weights = [weight for weight, *_ in KINDS.values()]
-    faults = []
     at = 0.0
-    while (at := at + chance.expovariate(1 / _GAP_SECONDS)) < seconds:
+    while True:
+        at += chance.expovariate(1 / _GAP_SECONDS)
         [kind] = chance.choices(list(KINDS), weights)
         _, least, most = KINDS[kind]
-        faults.append(Fault(at, kind, chance.randrange(1 << 16), chance.uniform(least, most)))
-    return faults
+        yield Fault(at, kind, chance.randrange(1 << 16), chance.uniform(least, most))
 
 
 class FaultInjector:
@@ -82,10 +81,18 @@ class FaultInjector:
         self._ends: list[tuple[float, int, Callable[[], None]]] = []
         self.done: Counter[str] = Counter()
 
-    def run(self, faults: list[Fault], begin: float) -> None:
-        """Inject each fault at its time, or as soon as those before it are done, and end all of them."""
+    def run(self, faults: Iterable[Fault], begin: float, over: Callable[[], bool] = lambda: False) -> None:
+        """Inject each fault at its time, or as soon as those before it are done, until it is `over`. End all of them.
+
+        Args:
+            faults: The faults.
+            begin: The time.monotonic() that their times count from.
+            over: Whether to inject no more.
+        """
         for fault in faults:
             self._end_until(begin + fault.at)
+            if over():
+                break
             self.done[fault.kind] += self._cause(fault)
         self._end_until(float("inf"))
 

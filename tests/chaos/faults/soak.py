@@ -6,11 +6,12 @@ other processes are stopped and killed at random. The seed fixes the schedule of
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from faults.aggregators import AggregatorProcess, aggregators
@@ -24,10 +25,43 @@ from faults.watching import find_jobs
 AGGREGATORS = 3
 RUNNERS = 2
 
-_WARM_UP_SECONDS = 3.0
+#: How many jobs each runner has at first, so that everything is created that processes create on first use.
+_WARM_UP_JOBS = 3
+
+#: How much more memory aggregator 0 may hold when it is idle than after the warm-up. An aggregator keeps large blocks
+#: for the next payloads; so this depends on the largest jobs that it had at the same time. After the warm-up it had
+#: 71 MiB, after 100 jobs up to 90, and after 650 jobs no more.
+_KEPT_BYTES = 24 << 20
+
+#: How many times as long a run may last that has not reached its goal, as on a busy machine.
+_LONGEST = 10.0
 
 #: Time limit for a process to close the connections of ended jobs.
 _IDLE_TIMEOUT_SECONDS = 20.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """What a run must have done under faults.
+
+    Attributes:
+        jobs: Number of jobs that were done.
+        sums: Number of sums that were checked.
+        faults: Number of faults by kind.
+    """
+
+    jobs: int = 0
+    sums: int = 0
+    faults: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def missing(self, jobs: Counter[str], sums: int, faults: Counter[str]) -> list[str]:
+        """Return what is still to be done, each in a few words."""
+        counts = {"jobs done": (self.jobs, jobs["done"]), "sums checked": (self.sums, sums)}
+        counts |= {kind: (least, faults[kind]) for kind, least in self.faults.items()}
+        return [f"{what}: {done} of {least}" for what, (least, done) in counts.items() if done < least]
+
+
+NO_GOAL = Goal()
 
 
 @dataclasses.dataclass
@@ -35,27 +69,23 @@ class Report:
     """Results of a soak test.
 
     Attributes:
-        jobs: Number of jobs by outcome.
-        checked: Number of sums compared with the expected values.
-        faults: Number of faults by kind.
-        table: These and more results as text, by name.
-        problems: Outcomes that are not allowed, and growth.
+        table: The results as text, by name.
+        problems: Outcomes that are not allowed, growth, and what is missing of the goal.
     """
 
-    jobs: Counter[str]
-    checked: int
-    faults: Counter[str]
     table: dict[str, str]
     problems: list[str]
 
 
-def soak(directory: pathlib.Path, minutes: float, seed: int) -> Report:
+def soak(directory: pathlib.Path, minutes: float, seed: int, goal: Goal = NO_GOAL) -> Report:
     """Run the soak test.
 
     Args:
         directory: Directory for logs.
-        minutes: How long to inject faults and start jobs.
+        minutes: How long to inject faults and start jobs, at least.
         seed: Seed for the schedule and the jobs.
+        goal: It goes on until this is done, for up to ten times as many minutes. If it is not done then, that is a
+            problem.
     """
     flags = ("--keepalive", "1s", "--worker-timeout", f"{WORKER_TIMEOUT:g}s", "--grace", "2s")
     with contextlib.ExitStack() as stack:
@@ -68,42 +98,42 @@ def soak(directory: pathlib.Path, minutes: float, seed: int) -> Report:
         ]
         for runner in (resident, *runners):
             stack.callback(runner.close)
-        # Warm up, so that the first samples include everything that is created on first use, also of relays.
-        resident.run(time.monotonic() + _WARM_UP_SECONDS)
-        while not resident.relays[0] and not resident.problems:
-            resident.run(time.monotonic() + 0.1)
+        parts = (resident, *runners)
         failed: list[str] = []
+        _warm_up(parts, failed)
         _wait_until_idle(targets[0], failed)
-        samplers = [Sampler("aggregator", targets[0].process.pid), Sampler("client", resident.workers[0].process.pid)]
+        samplers = [
+            Sampler("aggregator", targets[0].process.pid, _KEPT_BYTES),
+            Sampler("client", resident.workers[0].process.pid),
+        ]
         begin = time.monotonic()
-        until = begin + 60 * minutes
-        faults = FaultInjector(targets, fronts, [resident, *runners])
-        over = threading.Event()
+        faults = FaultInjector(targets, fronts, list(parts))
+        ended = threading.Event()
+        warm_jobs, warm_sums = _count(parts)
 
-        def guarded(work: Callable[..., None], *arguments: Any) -> threading.Thread:
-            def run() -> None:
-                try:
-                    work(*arguments)
-                except Exception as error:
-                    failed.append(f"{work.__qualname__}: {error!r}")
+        def missing() -> list[str]:
+            jobs, checked = _count(parts)
+            return goal.missing(jobs - warm_jobs, checked - warm_sums, faults.done)
 
-            thread = threading.Thread(target=run)
-            thread.start()
-            return thread
+        def over() -> bool:
+            seconds = time.monotonic() - begin
+            # What has failed does not reach it any more.
+            longest = 60 * minutes if failed or any(runner.problems for runner in parts) else _LONGEST * 60 * minutes
+            return seconds >= longest or (seconds >= 60 * minutes and not missing())
 
         def keep_sampling() -> None:
-            while not over.wait(1.0):
+            while not ended.wait(1.0):
                 for sampler in samplers:
                     sampler.sample()
 
         for sampler in samplers:
             sampler.sample()
-        sampling = guarded(keep_sampling)
-        working = [guarded(runner.run, until) for runner in (resident, *runners)]
-        working.append(guarded(faults.run, schedule(seed, 60 * minutes), begin))
+        sampling = _guarded(failed, keep_sampling)
+        working = [_guarded(failed, runner.run, over) for runner in parts]
+        working.append(_guarded(failed, faults.run, schedule(seed), begin, over))
         for thread in working:
             thread.join()
-        over.set()
+        ended.set()
         sampling.join()
         _wait_until_idle(targets[0], failed)
         for sampler in samplers:
@@ -111,13 +141,12 @@ def soak(directory: pathlib.Path, minutes: float, seed: int) -> Report:
             sampler.wait_until_idle(_IDLE_TIMEOUT_SECONDS)
             sampler.sample()
 
-        parts = (resident, *runners)
-        jobs = sum((runner.jobs for runner in parts), Counter[str]())
-        checked = sum(runner.checked for runner in parts)
+        jobs, checked = _count(parts)
         relayed = sum(runner.relays.total() for runner in parts)
         problems = failed + [p for runner in parts for p in runner.problems] + [p for s in samplers for p in s.problems]
         if jobs[STRANDED] > 1 + jobs.total() // 100:
             problems.append(f"{jobs[STRANDED]} jobs had a rank that needed a sum from ranks that had left")
+        problems += [f"not done in {time.monotonic() - begin:.0f} s: {each}" for each in missing()]
         table = {
             "seed, seconds": f"{seed}, {time.monotonic() - begin:.0f}",
             "jobs": f"{jobs.total()}: " + ", ".join(f"{count} {how}" for how, count in sorted(jobs.items())),
@@ -127,7 +156,40 @@ def soak(directory: pathlib.Path, minutes: float, seed: int) -> Report:
         table |= {kind: f"{faults.done[kind]}" for kind in KINDS}
         for sampler in samplers:
             table |= sampler.summary()
-        return Report(jobs, checked, faults.done, table, problems)
+        return Report(table, problems)
+
+
+def _warm_up(runners: Sequence[JobRunner], failed: list[str]) -> None:
+    """Run some jobs without faults, so that the first samples include all that is created on first use.
+
+    All runners have jobs at the same time, as later on, and some of the jobs have aggregator 0 as their relay.
+    """
+
+    def over(runner: JobRunner) -> bool:
+        warm = runner.jobs.total() >= _WARM_UP_JOBS and (runner is not runners[0] or runner.relays[0] > 0)
+        return warm or bool(runner.problems)
+
+    for thread in [_guarded(failed, runner.run, functools.partial(over, runner)) for runner in runners]:
+        thread.join()
+
+
+def _count(runners: Sequence[JobRunner]) -> tuple[Counter[str], int]:
+    """Return the number of jobs that have ended by outcome, and the number of sums that were checked."""
+    return sum((runner.jobs for runner in runners), Counter[str]()), sum(runner.checked for runner in runners)
+
+
+def _guarded(failed: list[str], work: Callable[..., None], *arguments: Any) -> threading.Thread:
+    """Start a thread that notes in `failed` what goes wrong."""
+
+    def run() -> None:
+        try:
+            work(*arguments)
+        except Exception as error:
+            failed.append(f"{work.__qualname__}: {error!r}")
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
 
 
 def _wait_until_idle(aggregator: AggregatorProcess, failed: list[str]) -> None:

@@ -11,7 +11,7 @@ Commands, by "do":
     train   trains for "steps", or until a "stop" command                       → step …, trained
     learn   trains in an elastic job until a "stop" command, with "seed" and
             "pause"; see learning.py                                            → step …, learned
-    work    runs "ranks" of a whole job in threads; see jobs.py                 → working, worked
+    work    runs "ranks" of a whole job in threads; see jobs.py                 → working, summed, worked
     steps   runs steps of an elastic job until a "stop" command; see elastic.py. Relays
             sum for "group_size" ranks each                                      → step …, stepped
     stop    ends a training or steps: all ranks stop after the same step

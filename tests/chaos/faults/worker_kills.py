@@ -35,6 +35,9 @@ _PAUSE_SECONDS: Final = 0.01
 #: The part of the training, at its end, whose losses are compared.
 _TAIL: Final = 0.1
 
+#: How many steps it makes at least after the last fault. More than the fewest that are compared.
+_LAST_STEPS: Final = 20
+
 Progress = Callable[[str], None]
 Report = dict[str, Any]
 
@@ -105,6 +108,18 @@ class ElasticTraining:
             missing = [self.workers[rank] for rank in sorted(set(self.workers) - set(self.members))]
             assert time.monotonic() < deadline, f"did not join in time: {[worker.log[-2000:] for worker in missing]}"
             time.sleep(0.01)
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until this step was made.
+
+        Raises:
+            AssertionError: It was not in time, or a worker has failed.
+        """
+        deadline = time.monotonic() + _JOIN_SECONDS
+        while (made := max(_steps(self.processes))) < step:
+            self.check_workers()
+            assert time.monotonic() < deadline, f"step {step} was not made in time, only {made}"
+            time.sleep(0.02)
 
     def check_workers(self) -> None:
         """Raise AssertionError if a worker has failed that was not killed."""
@@ -200,8 +215,9 @@ def kill_workers(
             progress(text)
         training.wait_for_members(len(training.workers))
         ended = time.monotonic()
-        # The losses of the last steps are compared, so there must be some without faults.
+        # The losses of the last steps are compared, so there must be some without faults: on a busy machine too.
         time.sleep(1.0)
+        training.wait_for_step(max(_steps(training.processes)) + _LAST_STEPS)
         results = training.stop()
     problems = _compare_digests(training.processes) + _compare_counts(training.processes)
     if len({(result["steps"], result["digest"]) for result in results}) != 1:

@@ -153,6 +153,8 @@ def test_a_misspelt_variable_is_told_before_anything_is_measured(psum: Any) -> N
         (["--against", "gloo", "--dtype", "float16"], "--against works with --dtype float32 only"),
         (["--suite", "all"], "--suite needs --output"),
         (["--suite", "fast", "--output", "docs"], "'fast' is not one of 'all', 'big'"),
+        (["--merge", __file__], "--merge needs --output"),
+        (["--merge", "/nowhere/benchmarks.json", "--output", "docs"], "'/nowhere/benchmarks.json' does not exist"),
     ],
 )
 def test_wrong_usage_is_explained(arguments: list[str], complaint: str) -> None:

@@ -1,10 +1,13 @@
 """The targets of the benchmark suite, and the page that it writes."""
 
 import dataclasses
+import os
 import pathlib
 
 import pytest
+from click.testing import CliRunner
 
+from psum.cli.bench import command
 from psum.cli.bench import page as bench_page
 from psum.cli.bench.cases import Case
 from psum.cli.bench.page import Result
@@ -138,6 +141,18 @@ def test_results_are_kept_from_one_suite_to_the_next(tmp_path: pathlib.Path) -> 
     assert bench_page.load(file) == results
 
 
+def test_a_part_of_a_machine_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that taskset keeps on two of sixteen cores stand with those of a machine of two cores, but the page says
+    that they had the caches and the memory of a larger one."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5})
+    part = Result("today", bench_page.machine(), "psum", [])
+    assert part.processor.startswith("2 cores of ")
+    assert part.machine.startswith(f"{part.processor}, of 16 in the machine, ")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
+    assert "in the machine" not in bench_page.machine()
+
+
 def test_results_of_two_processors_stand_side_by_side(tmp_path: pathlib.Path) -> None:
     """Every table says which processor its figures are from, and each processor has its own plots."""
     pytest.importorskip("matplotlib")
@@ -159,6 +174,50 @@ def test_results_of_two_processors_stand_side_by_side(tmp_path: pathlib.Path) ->
     assert "| dist_sync | ≥ 1.5 | 1.00 | **missed** | 2 cores of Intel(R) Xeon(R) Processor |" in page
     plots = [f"benchmarks/big-2-cores-of-{model}-throughput.svg" for model in ("amd-epyc", "intel-xeon-processor")]
     assert all((tmp_path / plot).exists() and f"]({plot})" in page for plot in plots)
+
+
+def test_results_of_another_machine_are_merged(tmp_path: pathlib.Path) -> None:
+    """The results of this machine stay, those of the same experiment and processor are replaced, and what another
+    program has written on the page stays too."""
+    pytest.importorskip("matplotlib")
+    amd, intel = (f"2 cores of {model}, 24 GiB" for model in ("AMD EPYC", "Intel Xeon"))
+
+    def result(machine: str, speed: float) -> Result:
+        return Result("today", machine, "psum", [run("psum shm", speed)])
+
+    docs, elsewhere = tmp_path / "docs", tmp_path / "elsewhere" / "benchmarks.json"
+    here = {"big, 2 cores of AMD EPYC": result(amd, 1.0), "big, 2 cores of Intel Xeon": result(intel, 2.0)}
+    there = {"big, 2 cores of Intel Xeon": result(intel, 3.0), "small, 2 cores of Intel Xeon": result(intel, 4.0)}
+    bench_page.write(docs, here)
+    with (docs / "benchmarks.md").open("a") as page:
+        page.write(f"{bench_page.APPENDIX}\n\n## Another\n")
+    bench_page.save(elsewhere, there)
+    done = CliRunner().invoke(command.bench, ["--merge", str(elsewhere), "--output", str(docs)])
+    assert done.exit_code == 0, done.output
+    assert bench_page.load(docs / "benchmarks.json") == {**here, **there}
+    text = (docs / "benchmarks.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ") and ", 2 cores" in line] == [
+        "## big, 2 cores of AMD EPYC",
+        "## big, 2 cores of Intel Xeon",
+        "## small, 2 cores of Intel Xeon",
+    ]
+    assert "| psum shm | 3.000 |" in text
+    assert "## Another" in text
+    assert (docs / "benchmarks" / "small-2-cores-of-intel-xeon-throughput.svg").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"big": {}}', '{"big": {"date": "", "machine": "", "command": "", "runs": [{}]}}']
+)
+def test_what_is_no_file_of_results_is_not_merged(text: str, tmp_path: pathlib.Path) -> None:
+    """The error names the file, and nothing is written."""
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "benchmarks.json"
+    file.write_text(text)
+    done = CliRunner().invoke(command.bench, ["--merge", str(file), "--output", str(tmp_path / "docs")])
+    assert done.exit_code == 1
+    assert f"{file} has no results of `psum bench --suite`" in done.output
+    assert not (tmp_path / "docs").exists()
 
 
 def test_the_page_and_its_plots_are_written(tmp_path: pathlib.Path) -> None:

@@ -2,15 +2,11 @@
 
 import re
 import signal
-import subprocess
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.cli.launch.test_launch import WAIT, wait_until_ready
-
-Launch = Callable[..., "subprocess.CompletedProcess[str]"]
+from tests.cli.launch.workers import WAIT, Launch, wait_until_ready
 
 #: A worker of a training of some steps, in which a rank may do something else in the third one.
 TRAIN = """

@@ -220,6 +220,36 @@ def test_an_overdue_sum_names_the_relay(relayed: Session) -> None:
     assert "from its relay, to which it was not yet sent; other ranks may be stuck, or that relay" in str(unsent)
 
 
+def test_an_overdue_sum_repeats_the_last_warning(relayed: Session) -> None:
+    """The relay had said which ranks the round waits for. A warning from before the operation says nothing of it."""
+    sent(relayed)
+    for text, now in (("rank 1 is late", 2.0), ("waits for rank 2 (never joined)", 4.0)):
+        relayed.receive(0, encode(pb.ExchangeResponse(notice=pb.Notice(text=text))), now)
+    relayed.expire(10, 11.0)
+    [_, (_, late)] = relayed.finished
+    assert str(late).endswith(
+        "from relay relay:1; other ranks may be stuck, or that relay, or an aggregator that it forwards to. The last"
+        " warning from there came 7 s ago: waits for rank 2 (never joined)"
+    )
+
+
+def test_an_overdue_sum_does_not_repeat_an_older_warning(session: Session) -> None:
+    """A warning that came before the operation began is about something else."""
+    session.receive(0, encode(pb.ExchangeResponse(notice=pb.Notice(text="rank 1 is late"))), -1.0)
+    sent(session)
+    session.expire(10, 11.0)
+    [(_, late)] = session.finished
+    assert "waited 11.0 s" in str(late)
+    assert "rank 1 is late" not in str(late)
+
+
+def test_a_job_of_fixed_size_knows_of_no_losses_and_admissions(session: Session) -> None:
+    """A welcome that tells of them is wrong. The worker passes nothing on, which its other aggregators would refuse."""
+    admission = pb.Admission(rank=1, generation=1, ids=[5], rounds=[])
+    session.welcomed(pb.Welcome(losses=[pb.Loss(rank=1)], admission=admission, admissions=[admission]))
+    assert [message.WhichOneof("kind") for message in sent(session)] == ["declare", "push"]
+
+
 def test_a_session_without_a_relay_declares_no_owners() -> None:
     """An aggregator is told of its own shards only, in the bytes of a worker that knows no relays."""
     flat = Session(

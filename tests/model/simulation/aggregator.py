@@ -204,7 +204,7 @@ class AggregatorProcess:
         self.draining, self.grace_until = True, until
         self._drained = {id(job): set(job.drain()) for job in self.jobs}
         for stream in self._waiting.values():
-            stream.connection.closing = True
+            stream.connection.finish()
         for (job_id, _), connection in self.connections.items():
             entries = [ShardRound(*round) for round in self._drained.get(job_id, ())]
             connection.queue.put_control(
@@ -271,13 +271,12 @@ class AggregatorProcess:
 
     def _detach(self, job: Job, rank: int) -> None:
         if (connection := self.connections.pop((id(job), rank), None)) is not None:
-            connection.closing = True
+            connection.finish()
 
     def _welcome(self, stream: Stream, job: Job, hello: pb.Hello) -> None:
         connection = stream.connection
         if (replaced := self.connections.get((id(job), hello.rank))) is not None:
-            replaced.queue.clear()
-            replaced.closing = True
+            replaced.abandon()
         self.connections[id(job), hello.rank] = connection
         stream.joined = job, hello.rank
         welcome = pb.Welcome(

@@ -47,8 +47,8 @@ class Boundary:
             generation = fleet.workers[rank].session.joins.admit(self._process)
             fleet.log(f"  rank {rank} admits process {generation} of rank {self.newcomer.rank}")
             if not self.admitted_by:
-                fleet.generations[self.newcomer.rank] = generation
-            assert generation == fleet.generations[self.newcomer.rank]
+                fleet.members.generations[self.newcomer.rank] = generation
+            assert generation == fleet.members.generations[self.newcomer.rank]
             self._to_admit.remove(rank)
             self.admitted_by.append(rank)
 
@@ -59,7 +59,7 @@ class Boundary:
         If those that have lost it have ended before others heard of that, it may still be let in.
         """
         here = self.newcomer.joined and self.newcomer.alive
-        lost = self._is_out and (not self.admitted_by or self._fleet.knows_of_loss(self.newcomer.rank))
+        lost = self._is_out and (not self.admitted_by or self._fleet.members.knows_of_loss(self.newcomer.rank))
         return not set(self._to_admit).intersection(self._members) and (lost or here)
 
     def end(self, random: Random) -> None:
@@ -67,14 +67,16 @@ class Boundary:
         fleet = self._fleet
         members = [fleet.workers[rank] for rank in self._members]
         refusal = self.newcomer.session.failure
-        ended = isinstance(refusal, WorkerLostError) and bool(fleet.survivors) and not self.newcomer.found_nobody
+        ended = (
+            isinstance(refusal, WorkerLostError) and bool(fleet.members.survivors) and not self.newcomer.found_nobody
+        )
         assert not ended, f"{self._process} was told that the job has ended: {refusal}"
         if self._is_out and (self.newcomer.joined or self.newcomer.failed):
             self.newcomer.die()
         elif self._is_out:
             fleet.counters["joins that begin again"] += self.newcomer.alive
         elif members:
-            fleet.adopt(self.newcomer, random.choice(members))
+            fleet.members.admit(self.newcomer, random.choice(members))
             self.newcomer.session.joins.complete()
         for member in members:
             member.session.joins.complete()
@@ -89,4 +91,4 @@ class Boundary:
 
     @property
     def _is_out(self) -> bool:
-        return self._fleet.is_out(self.newcomer.rank) or not self._fleet.survivors
+        return self._fleet.members.is_out(self.newcomer.rank) or not self._fleet.members.survivors

@@ -4,7 +4,7 @@ from random import Random
 
 from psum.aggregator.relay.core.elastic_host_job import ElasticHostJob
 from psum.client import Operation
-from simulation import keys
+from simulation import faults, keys
 from simulation.fleet import WORKER_TIMEOUT_SECONDS, Fleet
 from simulation.steps import catch_up, random_moves, use
 
@@ -16,7 +16,7 @@ def part(fleet: Fleet, random: Random) -> None:
         return
     fleet.settle(random, reconnect=True)
     for link in _links(fleet, random):
-        fleet.cut(*link, client_knows=True, aggregator_knows=random.random() < 0.7)
+        faults.cut(fleet, *link, client_knows=True, aggregator_knows=random.random() < 0.7)
         fleet.parted.add(link)
     fleet.settle(random)
     # One that was lost at an aggregator that was killed may be taken in again.
@@ -26,11 +26,11 @@ def part(fleet: Fleet, random: Random) -> None:
     blind = not any(seeing)
     fleet.log(f"  {sorted(fleet.parted)}, {'no view' if blind else 'some view'}")
     fleet.counters["fault: networks without a view"] += blind
-    may_be_lost = fleet.lost_ranks | _unseen(fleet)
+    may_be_lost = fleet.members.lost_ranks | _unseen(fleet)
     for _ in range(2):
         fleet.pass_time(WORKER_TIMEOUT_SECONDS / 2 + 1)
         random_moves(fleet, random, random.choice((0, 10, 40)))
-    assert not blind or fleet.lost_ranks <= may_be_lost, "an aggregator has lost a rank without a view"
+    assert not blind or fleet.members.lost_ranks <= may_be_lost, "an aggregator has lost a rank without a view"
     fleet.parted.clear()
     for link in random.sample(fleet.links, len(fleet.links)):
         # Those that are back tell aggregators that they reach all, before others are back.
@@ -38,13 +38,17 @@ def part(fleet: Fleet, random: Random) -> None:
         random_moves(fleet, random, random.choice((0, 20)))
         fleet.settle(random)
         fleet.pass_time(0.1)
-    assert not blind or fleet.lost_ranks <= may_be_lost, "an aggregator has lost a rank that had no time to come back"
+    assert not blind or fleet.members.lost_ranks <= may_be_lost, (
+        "an aggregator has lost a rank that had no time to come back"
+    )
     fleet.settle(random, reconnect=True)
 
 
 def share(fleet: Fleet, random: Random) -> None:
     """Some ranks use a key of their own, as for the transfer of a state. One of them may be killed meanwhile."""
-    running = [rank for rank in fleet.survivors if rank not in fleet.stopped_ranks and fleet.workers[rank].alive]
+    running = [
+        rank for rank in fleet.members.survivors if rank not in fleet.stopped_ranks and fleet.workers[rank].alive
+    ]
     if len(running) < 2:
         return
     if fleet.plan.by_roles and not fleet.shared:
@@ -63,7 +67,7 @@ def share(fleet: Fleet, random: Random) -> None:
                 fleet.start(rank, len(fleet.reserved[rank]) - 1)
         random_moves(fleet, random, random.choice((0, 20, 60)))
     if killed is not None:
-        fleet.kill_worker(killed)
+        faults.kill_worker(fleet, killed)
         fleet.oracle.exclude(killed)
 
 
@@ -73,9 +77,9 @@ def forget(fleet: Fleet, random: Random) -> None:
         return
     catch_up(fleet, random)
     fleet.settle(random, reconnect=True)
-    if any(call.rank in fleet.survivors for call in fleet.oracle.open):
+    if any(call.rank in fleet.members.survivors for call in fleet.oracle.open):
         return
-    survivors = set(fleet.survivors)
+    survivors = set(fleet.members.survivors)
     for aggregator in fleet.aggregators:
         for job in aggregator.jobs if aggregator is not None else ():
             job.rounds.forget_ranked_keys()  # type: ignore[attr-defined]
@@ -94,7 +98,7 @@ def _unseen(fleet: Fleet) -> frozenset[tuple[int, int]]:
     groups = [job for job in jobs if isinstance(job, ElasticHostJob) and job.members.reaches_owners is None]
     killed = [worker.rank for worker in fleet.workers if worker.relay is not None and not worker.alive]
     unseen = {rank for rank in killed if any(group.members.roster.member(rank) is None for group in groups)}
-    return frozenset((rank, fleet.generations[rank]) for rank in unseen)
+    return frozenset((rank, fleet.members.generations[rank]) for rank in unseen)
 
 
 def _links(fleet: Fleet, random: Random) -> list[tuple[int, int]]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from random import Random
 
 from psum.aggregator.relay.relays import FOUND_SECONDS
+from simulation import faults
 from simulation.boundary import Boundary
 from simulation.elastic_cuts import forget, part, share
 from simulation.fleet import WORKER_TIMEOUT_SECONDS, Fleet
@@ -14,7 +15,7 @@ from simulation.worker import WorkerProcess
 
 def kill(fleet: Fleet, random: Random) -> None:
     """A worker of an elastic job is killed. The aggregators notice later."""
-    survivors = [rank for rank in fleet.survivors if rank not in fleet.stopped_ranks]
+    survivors = [rank for rank in fleet.members.survivors if rank not in fleet.stopped_ranks]
     if len(survivors) > 1:
         rank = random.choice(survivors)
         fleet.log(f"  rank {rank}")
@@ -25,13 +26,13 @@ def kill(fleet: Fleet, random: Random) -> None:
                 if fleet.reserve(other, key, 0):
                     fleet.start(other, len(fleet.reserved[other]) - 1)
             fleet.settle(random)
-        fleet.kill_worker(rank)
+        faults.kill_worker(fleet, rank)
         fleet.oracle.exclude(rank)
 
 
 def stop(fleet: Fleet, random: Random) -> None:
     """A worker of an elastic job stops for a while. Some processes notice that it is silent."""
-    running = [rank for rank in fleet.survivors if rank not in fleet.stopped_ranks]
+    running = [rank for rank in fleet.members.survivors if rank not in fleet.stopped_ranks]
     if len(running) > 1:
         rank = random.choice(running)
         fleet.log(f"  rank {rank}")
@@ -68,14 +69,14 @@ def lose(fleet: Fleet, random: Random) -> None:
 
 def lose_at_one(fleet: Fleet, random: Random) -> None:
     """A worker cannot reach one aggregator, which loses it. The others hear of it only from workers."""
-    running = [rank for rank in fleet.survivors if rank not in fleet.stopped_ranks]
+    running = [rank for rank in fleet.members.survivors if rank not in fleet.stopped_ranks]
     if len(running) < 2:
         return
     fleet.settle(random, reconnect=True)
     rank = random.choice(running)
     index = random.choice(fleet.processes_of(rank))
     fleet.log(f"  rank {rank} at aggregator {index}")
-    fleet.cut(rank, index, client_knows=True, aggregator_knows=True)
+    faults.cut(fleet, rank, index, client_knows=True, aggregator_knows=True)
     fleet.parted.add((rank, index))
     _pass_timeout(fleet, random)
     fleet.settle(random, reconnect=random.random() < 0.5)
@@ -99,7 +100,7 @@ def lose_unseen(fleet: Fleet, random: Random) -> None:
 
 def come_back_first(fleet: Fleet, random: Random) -> None:
     """A worker is stopped for so long that it is lost. It comes back first to an aggregator that was killed."""
-    running = [rank for rank in fleet.survivors if rank not in fleet.stopped_ranks]
+    running = [rank for rank in fleet.members.survivors if rank not in fleet.stopped_ranks]
     if len(running) < 2:
         return
     fleet.settle(random, reconnect=True)
@@ -132,11 +133,11 @@ def leave(fleet: Fleet, random: Random) -> None:
     lose(fleet, random)
     catch_up(fleet, random)
     fleet.settle(random, reconnect=True)
-    if len(fleet.survivors) < 2:
+    if len(fleet.members.survivors) < 2:
         return
-    rank = random.choice(fleet.survivors)
+    rank = random.choice(fleet.members.survivors)
     fleet.log(f"  rank {rank}")
-    fleet.leave(rank)
+    fleet.members.leave(rank)
     random_moves(fleet, random, random.choice((0, 10, 50, 200)))
     if random.random() < 0.5:
         drain_or_kill(fleet, random, random.randrange(fleet.plan.processes))
@@ -153,8 +154,8 @@ def join(fleet: Fleet, random: Random) -> None:
     """A process joins at a step boundary. Members, aggregators and the newcomer may end meanwhile."""
     fleet.stopped_ranks.clear()
     lose(fleet, random)
-    free = [rank for rank in range(fleet.plan.ranks) if rank in fleet.oracle.excluded and fleet.is_out(rank)]
-    if not free or not fleet.survivors:
+    free = [rank for rank in range(fleet.plan.ranks) if rank in fleet.oracle.excluded and fleet.members.is_out(rank)]
+    if not free or not fleet.members.survivors:
         return
     # Two may wait at once. One of them is admitted here.
     for rank in random.sample(free, min(len(free), random.choice((1, 1, 2)))):
@@ -176,13 +177,13 @@ def join(fleet: Fleet, random: Random) -> None:
         for worker in fleet.workers:
             if worker.alive and worker.found_nobody:
                 worker.die()
-        if not fleet.survivors or not any(worker.alive and worker.joining for worker in fleet.workers):
+        if not fleet.members.survivors or not any(worker.alive and worker.joining for worker in fleet.workers):
             return
     boundary = Boundary(fleet, _next_newcomer(fleet))
     held: set[tuple[str, int, int]] = set()
     if random.random() < 0.7:
         # Some members are at the boundary before others have their last results.
-        behind = {rank for rank in fleet.survivors if random.random() < 0.5}
+        behind = {rank for rank in fleet.members.survivors if random.random() < 0.5}
         held = {("receive", c, a) for c, a in fleet.links if c in behind}
         use(fleet, random)
         fleet.settle(random, held)
@@ -207,24 +208,24 @@ def _next_newcomer(fleet: Fleet) -> WorkerProcess:
     """The process that the members admit next: the one with the lowest rank. Of a relay without members one waits at
     the owners, and the others behind it."""
     waiting = {worker.rank: worker for worker in fleet.workers if worker.alive and worker.joining}
-    member = next(fleet.workers[rank] for rank in fleet.survivors if rank not in waiting)
+    member = next(fleet.workers[rank] for rank in fleet.members.survivors if rank not in waiting)
     candidate = member.session.joins.admissions.candidate
     assert candidate is not None, f"rank {member.rank} knows of no candidate, although {sorted(waiting)} wait"
-    first = [rank for rank, w in waiting.items() if w.relay is None or fleet.members_at(w.relay)]
+    first = [rank for rank, w in waiting.items() if w.relay is None or fleet.members.at(w.relay)]
     assert candidate.rank <= min(first, default=candidate.rank), f"{candidate} is admitted before {first}"
     return waiting[candidate.rank]
 
 
 def _draw_relay(fleet: Fleet, random: Random) -> Relay | None:
     """The relay of a process that joins, or none. Often a host that has members, and sometimes one that has none."""
-    with_members = [relay for relay in fleet.plan.relays if fleet.members_at(relay)]
+    with_members = [relay for relay in fleet.plan.relays if fleet.members.at(relay)]
     return random.choice([None, *with_members, *with_members, *fleet.plan.relays]) if fleet.plan.relays else None
 
 
 def drain_or_kill(fleet: Fleet, random: Random, index: int) -> None:
     """A process is told to stop, or is killed. The next one may start at once."""
     if random.random() < 0.5:
-        fleet.drain_aggregator(index)
+        faults.drain_aggregator(fleet, index)
         random_moves(fleet, random, random.choice((0, 10, 50)))
     else:
         fleet.kill_aggregator(index, "is killed")
@@ -247,6 +248,7 @@ def _disturb_join(fleet: Fleet, random: Random, boundary: Boundary) -> None:
         "cut",
         "reconnect",
     )
+    survivors = fleet.members.survivors
     match random.choice(kinds):
         case "aggregator":
             drain_or_kill(fleet, random, index)
@@ -256,19 +258,19 @@ def _disturb_join(fleet: Fleet, random: Random, boundary: Boundary) -> None:
                     fleet.lose(other, index)
                     fleet.connect(other, index)
                     random_moves(fleet, random, random.choice((0, 5, 20)), only=index)
-        case "member" if len(fleet.survivors) > 1:
+        case "member" if len(survivors) > 1:
             # Often one that knows more than the others.
-            rank = random.choice([r for r in boundary.admitted_by if r in fleet.survivors] or fleet.survivors)
+            rank = random.choice([rank for rank in boundary.admitted_by if rank in survivors] or survivors)
             fleet.log(f"  rank {rank} is killed")
-            fleet.kill_worker(rank)
+            faults.kill_worker(fleet, rank)
             fleet.oracle.exclude(rank)
-        case "knowing" if len(fleet.survivors) > 1 and set(boundary.admitted_by) & set(fleet.survivors):
-            _lose_who_knows(fleet, random, random.choice(sorted({*boundary.admitted_by} & {*fleet.survivors})), index)
+        case "knowing" if len(survivors) > 1 and set(boundary.admitted_by) & set(survivors):
+            _lose_who_knows(fleet, random, random.choice(sorted({*boundary.admitted_by} & {*survivors})), index)
         case "newcomer" if random.random() < 0.4:
             fleet.log(f"  the newcomer of rank {boundary.newcomer.rank} is killed")
             boundary.newcomer.die()
         case "cut":
-            fleet.cut(client, index, client_knows=random.random() < 0.5, aggregator_knows=random.random() < 0.5)
+            faults.cut(fleet, client, index, client_knows=random.random() < 0.5, aggregator_knows=random.random() < 0.5)
         case "reconnect":
             for link in fleet.links:
                 fleet.connect(*link)
@@ -287,7 +289,7 @@ def _lose_who_knows(fleet: Fleet, random: Random, rank: int, index: int) -> None
     fleet.connect(rank, index)
     others = {(w, c, a) for w in ("send", "receive", "read", "write") for c, a in fleet.links if c != rank}
     random_moves(fleet, random, random.choice((30, 100, 200)), others, only=index)
-    fleet.kill_worker(rank)
+    faults.kill_worker(fleet, rank)
     fleet.oracle.exclude(rank)
 
 

@@ -11,7 +11,7 @@ from psum.client import (
     UnreachableError,
     WorkerLostError,
 )
-from simulation import elastic_steps, steps
+from simulation import elastic_steps, faults, steps
 from simulation.fleet import ROUND_TIMEOUT_SECONDS, WORKER_TIMEOUT_SECONDS, Fleet, Frozen
 from simulation.plan import Ending
 from simulation.relay import Uplinks
@@ -26,7 +26,7 @@ def begin_ending(fleet: Fleet, random: Random) -> None:
         fleet.log(f"  rank {rank}")
     match ending:
         case Ending.DEATH:
-            fleet.kill_worker(rank)
+            faults.kill_worker(fleet, rank)
             oracle.allow(WorkerLostError, RoundTimeoutError)
             oracle.blame([rank], fleet.groupmates([rank]))
         case Ending.HOST_DEATH:
@@ -43,7 +43,7 @@ def begin_ending(fleet: Fleet, random: Random) -> None:
             else:
                 _lose_owner(fleet, random)
         case Ending.REPLACEMENT:
-            fleet.kill_worker(rank)
+            faults.kill_worker(fleet, rank)
             oracle.allow(WorkerLostError, RoundTimeoutError, TakenError, DisagreementError)
             oracle.blame([rank], fleet.groupmates([rank]), replaced=True)
             if random.random() < 0.7:
@@ -52,13 +52,13 @@ def begin_ending(fleet: Fleet, random: Random) -> None:
                     for stream in list(aggregator.streams) if aggregator is not None else ():
                         if stream.client == rank:
                             fleet.aggregators[index].lose(stream, fleet.now)  # type: ignore[union-attr]
-            fleet.replace_worker(rank)
+            faults.replace_worker(fleet, rank)
         case Ending.TERMINATION:
             oracle.allow(WorkerLostError, RoundTimeoutError, TakenError, DisagreementError)
             oracle.blame([rank], fleet.groupmates([rank]), replaced=True)
-            fleet.terminate_worker(rank, random)
+            faults.terminate_worker(fleet, rank, random)
             if random.random() < 0.6:
-                fleet.replace_worker(rank)
+                faults.replace_worker(fleet, rank)
         case Ending.ABORT:
             key = random.choice(fleet.key_operations())
             if fleet.reserve(rank, key, 0):
@@ -95,7 +95,7 @@ def finish(fleet: Fleet, random: Random) -> None:
     if fleet.plan.elastic:
         fleet.stopped_ranks.clear()
         elastic_steps.lose(fleet, random)
-        fleet.check_losses()
+        fleet.members.check()
     steps.catch_up(fleet, random)
     if fleet.plan.ending is Ending.ALL_LEAVE and random.random() < 0.7:
         (_leave_before_a_restart if random.random() < 0.3 else _leave_one_by_one)(fleet, random)
@@ -148,7 +148,7 @@ def _kill_host(fleet: Fleet, random: Random) -> Collection[int]:
         if relay.process >= fleet.plan.aggregators:
             fleet.lost_processes.add(relay.process)
     for rank in ranks:
-        fleet.kill_worker(rank)
+        faults.kill_worker(fleet, rank)
     return ranks
 
 
@@ -181,7 +181,7 @@ def _lose_owner(fleet: Fleet, random: Random) -> None:
         fleet.kill_aggregator(away, "is killed before the job fails")
     fleet.log(f"  {fleet.name(number)} cannot reach process {connection.process} any more")
     fleet.counters["fault: uplinks given up"] += 1
-    fleet.cut(number, connection.process, client_knows=True, aggregator_knows=random.random() < 0.5)
+    faults.cut(fleet, number, connection.process, client_knows=True, aggregator_knows=random.random() < 0.5)
     client.give_up(connection, UnreachableError(f"process {connection.process} cannot be reached"), fleet.now)
     if away is not None:
         _spread_with_one_away(fleet, random, away)
@@ -234,9 +234,9 @@ def _join_late(fleet: Fleet, random: Random) -> None:
 
 def _leave_one_by_one(fleet: Fleet, random: Random) -> None:
     """Let workers leave as soon as their own operations are done, while others still wait and connections break."""
-    faults = [name for name in ("cut", "restart", "drain", "take_over", "reconnect") if name in fleet.plan.steps]
+    possible = [name for name in ("cut", "restart", "drain", "take_over", "reconnect") if name in fleet.plan.steps]
     behind: Frozen = frozenset()
-    if "restart" in faults:
+    if "restart" in possible:
         # Some ranks lack the last sums when others leave. After the kill, only the leaving ranks have those sums.
         behind = {("receive", c, a) for c, a in fleet.links if random.random() < 0.4}
         fleet.settle(random, behind)
@@ -249,8 +249,8 @@ def _leave_one_by_one(fleet: Fleet, random: Random) -> None:
         for rank, worker in enumerate(fleet.workers):
             if not worker.busy and random.random() < 0.4:
                 fleet.leaving_ranks.add(rank)
-        if faults and random.random() < 0.3:
-            name = random.choice(faults)
+        if possible and random.random() < 0.3:
+            name = random.choice(possible)
             fleet.log(f"  {name} as workers leave")
             steps.STEPS[name](fleet, random)
 

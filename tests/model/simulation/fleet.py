@@ -14,6 +14,7 @@ from simulation.client import Client
 from simulation.counters import Counters
 from simulation.groups import Relay, sum_tree
 from simulation.keys import KeyOperation
+from simulation.members import Members
 from simulation.oracle import Call, Oracle, value
 from simulation.plan import Ending, Plan
 from simulation.stream import Stream
@@ -82,10 +83,8 @@ class Fleet:
         """Clients and processes that cannot reach each other for a while."""
         self.shared = 0
         """How many keys of some ranks there were."""
-        self._lost: set[tuple[int, int]] = set()
-        """Processes of an elastic job that some aggregator has lost, by rank and generation."""
-        self.generations = [0] * plan.workers + [-1] * plan.spares
-        """The generation of the last process of each rank that was a member; -1 if there was none."""
+        self.members = Members(self)
+        """Who is in the job, if it is elastic."""
         self.lost_processes: set[int] = set()
         """Processes that are never started again."""
         self.keep_aggregators = False
@@ -265,7 +264,7 @@ class Fleet:
         if client in self.stopped_ranks and what in ("send", "receive"):
             return False
         if self.plan.elastic:
-            self.note_exclusions()
+            self.members.note_exclusions()
         match what:
             case "send":
                 return self.send(client, index)
@@ -325,7 +324,7 @@ class Fleet:
                 if aggregator is not None:
                     aggregator.tick(self.now)
         if self.plan.elastic:
-            self.note_exclusions()
+            self.members.note_exclusions()
         for worker in self.workers:
             if worker.alive:
                 worker.expire(self._round_timeout + 5, self.now)
@@ -339,55 +338,7 @@ class Fleet:
                 for owner in owners:
                     owner.vouch(rank, worker.incarnation, self.now)
 
-    # Losses of an elastic job
-
-    @property
-    def survivors(self) -> list[int]:
-        """The ranks that are not lost at any process, as far as any process or worker knows."""
-        return [rank for rank in range(self.plan.ranks) if rank not in self.oracle.excluded]
-
-    @property
-    def lost_ranks(self) -> frozenset[tuple[int, int]]:
-        """The processes that some aggregator has lost, by rank and generation."""
-        self.note_exclusions()
-        return frozenset(self._lost)
-
-    def note_exclusions(self) -> None:
-        """Tell the oracle which ranks are lost."""
-        running = [aggregator for aggregator in self.aggregators if aggregator is not None]
-        # A group whose last rank is lost has ended.
-        for job in [job for aggregator in running for job in (*aggregator.jobs, *aggregator.ended_groups)]:
-            for loss in job.losses(self.now):
-                if (loss.rank, loss.generation) in self._lost:
-                    continue
-                self._lost.add((loss.rank, loss.generation))
-                self.log(f"  process {loss.generation} of rank {loss.rank} is lost")
-                self.counters["ranks lost"] += 1
-                if loss.generation == self.generations[loss.rank]:
-                    self.counters["ranks lost alive"] += self.workers[loss.rank].alive
-                    self.oracle.exclude(loss.rank)
-
-    def is_out(self, rank: int) -> bool:
-        """Return whether a process may join with a rank: some aggregator has lost the last one, or there was none."""
-        generation = self.generations[rank]
-        return generation < 0 or (rank, generation) in self._lost or rank in self.leaving_ranks
-
-    def knows_of_loss(self, rank: int) -> bool:
-        """Return whether an aggregator that runs has lost the last process of a rank, or nobody is left to lose it."""
-        jobs = [job for aggregator in self.aggregators if aggregator is not None for job in aggregator.jobs]
-        lost = {(loss.rank, loss.generation) for job in jobs for loss in job.losses(self.now)}
-        return not self.survivors or (rank, self.generations[rank]) in lost
-
-    def leave(self, rank: int) -> None:
-        """Let a member leave in good order. All its operations are complete."""
-        self.counters["members left"] += 1
-        self.leaving_ranks.add(rank)
-        self.oracle.exclude(rank)
-
-    def members_at(self, relay: Relay) -> list[int]:
-        """Return the ranks of living members whose worker connects to a relay."""
-        workers = (worker for worker in self.workers if worker.relay == relay)
-        return [worker.rank for worker in workers if worker.rank in self.survivors and not worker.joining]
+    # Processes
 
     def begin_join(self, rank: int, relay: Relay | None) -> WorkerProcess:
         """Start a process that waits to join, at a relay or at the owners. The one before, if it still lives, ends."""
@@ -404,46 +355,6 @@ class Fleet:
                     aggregator.lose(stream, self.now)  # type: ignore[union-attr]
         return self.workers[rank]
 
-    def adopt(self, newcomer: WorkerProcess, donor: WorkerProcess) -> None:
-        """Give the state of a member to a process that was admitted. From now on it is a member as any other."""
-        self.counters["joins"] += 1
-        if (total := donor.session.weights_total) is not None:
-            newcomer.session.adopt_weights(total)
-        newcomer.session.joins.begin()
-        newcomer.session.joins.adopt(donor.session.joins.admissions.admitted.values())
-        newcomer.joining = False
-        for counts in self.counts.values():
-            counts[newcomer.rank] = counts[donor.rank]
-        self.oracle.include(newcomer.rank, {key: counts[donor.rank] for key, counts in self.counts.items()})
-
-    def forget_ranked_keys(self) -> None:
-        """Use the keys of some ranks no more."""
-        self.counts = {key: counts for key, counts in self.counts.items() if not keys.ranks_of(key)}
-
-    def check_losses(self) -> None:
-        """Assert that all processes know of the same losses. To be called when all messages have arrived."""
-        aggregators = [aggregator for aggregator in self.aggregators if aggregator is not None]
-        known = [
-            list(job.members.roster.known) for aggregator in aggregators for job in aggregator.jobs if not job.forwards
-        ]
-        # A rank that was lost at an aggregator of which nobody has heard goes on.
-        agreed = all(ranks == known[0] and set(ranks).issuperset(self.survivors) for ranks in known)
-        assert not self.survivors or agreed, f"aggregators have the members {known}; survivors are {self.survivors}"
-
-    # Faults
-
-    def cut(self, number: int, index: int, *, client_knows: bool, aggregator_knows: bool) -> None:
-        """Break a stream. A side that does not know yet notices after it has received the messages in flight."""
-        client, aggregator = self.client(number), self.aggregators[index]
-        stream = None if client is None else client.to(index).stream
-        if client is None or stream is None:
-            return
-        self.counters["fault: connections cut"] += 1
-        if aggregator_knows and aggregator is not None:
-            aggregator.lose(stream, self.now)
-        if client_knows:
-            client.lose(index)
-
     def kill_aggregator(self, index: int, why: str) -> None:
         """End an aggregator process."""
         aggregator = self.aggregators[index]
@@ -455,6 +366,17 @@ class Fleet:
             aggregator.die()
             self.oracle.relay_ended |= any(relay.process == index for relay in self.plan.relays)
             self.aggregators[index] = None
+
+    def start_aggregator(self, index: int) -> bool:
+        """Start an aggregator process if none runs at this index. Return whether one was started."""
+        if self.aggregators[index] is not None or index in self.lost_processes:
+            return False
+        self.aggregators[index] = self._new_process(index)
+        return True
+
+    def _new_process(self, index: int) -> AggregatorProcess:
+        above = [self.processes_of(self.plan.ranks + i) for i, r in enumerate(self.plan.relays) if r.process == index]
+        return AggregatorProcess(self.limits, lambda: self.now, self.plan.credit_bytes, *above)
 
     def _excused(self) -> set[int]:
         """Return the ranks that have ended because the job has failed, and that no process needs to hear that any more.
@@ -469,59 +391,9 @@ class Fleet:
     def _ranks_of(self, client: int) -> Sequence[int]:
         return (client,) if client < self.plan.ranks else self.plan.relays[client - self.plan.ranks].ranks
 
-    def start_aggregator(self, index: int) -> bool:
-        """Start an aggregator process if none runs at this index. Return whether one was started."""
-        if self.aggregators[index] is not None or index in self.lost_processes:
-            return False
-        self.aggregators[index] = self._new_process(index)
-        return True
-
-    def _new_process(self, index: int) -> AggregatorProcess:
-        above = [self.processes_of(self.plan.ranks + i) for i, r in enumerate(self.plan.relays) if r.process == index]
-        return AggregatorProcess(self.limits, lambda: self.now, self.plan.credit_bytes, *above)
-
-    def kill_worker(self, rank: int) -> None:
-        """Kill a worker process. The aggregators notice later."""
-        self.counters["fault: workers killed"] += 1
-        self.workers[rank].die()
-        self.oracle.worker_killed(rank)
-        self.reserved[rank].clear()
-
-    def terminate_worker(self, rank: int, random: Random) -> None:
-        """Send SIGTERM to a worker process, which ends when the messages in flight have been delivered."""
-        self.counters["fault: workers terminated"] += 1
-        worker = self.workers[rank]
-        # A relay passes it on where it is connected. Elsewhere its ranks count as lost after the worker timeout.
-        clients = [worker, *filter(None, map(self.client, self.clients[self.plan.ranks :]))]
-        heard = len(clients) == 1 + len(self.plan.relays) and all(
-            connection.stream is not None and connection.welcomed
-            for client in clients
-            for connection in client.connections
-        )
-        heard = heard and not any(a is None or a.draining for a in self.aggregators)
-        worker.terminate()
-        self.oracle.worker_killed(rank)
-        self.reserved[rank].clear()
-        heard = heard and worker.session.took_part
-        self.settle(random, reconnect=True)
-        worker.die()
-        if heard:
-            assert not self.oracle.open, "a worker was terminated, and the other ranks have not heard of it"
-
-    def replace_worker(self, rank: int) -> None:
-        """Start another process for a rank. It begins with the first round."""
-        self.counters["fault: workers replaced"] += 1
-        self.keep_aggregators = True
-        self.workers[rank] = self.new_worker(rank, self.workers[rank].number + 1)
-        for counts in self.counts.values():
-            counts[rank] = 0
-
-    def drain_aggregator(self, index: int) -> None:
-        """Tell an aggregator to shut down in order."""
-        aggregator = self.aggregators[index]
-        if aggregator is not None and not aggregator.draining and not self.keep_aggregators:
-            self.counters["fault: aggregators told to stop"] += 1
-            aggregator.drain(self.now + 10)
+    def forget_ranked_keys(self) -> None:
+        """Use the keys of some ranks no more."""
+        self.counts = {key: counts for key, counts in self.counts.items() if not keys.ranks_of(key)}
 
     # Checks
 

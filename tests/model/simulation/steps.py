@@ -7,6 +7,7 @@ steps, which is how a failing history is shrunk.
 from collections.abc import Callable
 from random import Random
 
+from simulation import faults
 from simulation.fleet import Fleet, Frozen
 from simulation.keys import KeyOperation
 
@@ -87,7 +88,7 @@ def take_over(fleet: Fleet, random: Random) -> None:
         return
     fleet.log(f"  {fleet.name(number)} at process {index}")
     random_moves(fleet, random, 10, {("read", number, index)})
-    fleet.cut(number, index, client_knows=True, aggregator_knows=False)
+    faults.cut(fleet, number, index, client_knows=True, aggregator_knows=False)
     # The process may still read some messages of the old stream.
     for _ in range(random.choice((0, 1, 5))):
         fleet.read(number, index, random)
@@ -181,7 +182,7 @@ def cut_during_restore(fleet: Fleet, random: Random) -> None:
             silent = {("send", client, index) for client in clients if random.random() < 0.4}
         random_moves(fleet, random, random.choice((10, 30, 80)), silent, only=index)
         if clients:
-            fleet.cut(random.choice(clients), index, client_knows=True, aggregator_knows=random.random() < 0.5)
+            faults.cut(fleet, random.choice(clients), index, client_knows=True, aggregator_knows=random.random() < 0.5)
 
 
 def lose_result(fleet: Fleet, random: Random) -> None:
@@ -219,7 +220,7 @@ def drain(fleet: Fleet, random: Random) -> None:
         # Grace periods that pass one after the other take as long as a round may wait.
         return
     for index in range(fleet.plan.processes) if rolling else [random.randrange(fleet.plan.processes)]:
-        fleet.drain_aggregator(index)
+        faults.drain_aggregator(fleet, index)
         fleet.log(f"  process {index}")
         random_moves(fleet, random, random.choice((0, 10, 100)))
         if rolling:
@@ -310,7 +311,7 @@ def _slow(fleet: Fleet, random: Random) -> Frozen:
 def _cut(fleet: Fleet, random: Random, client: int, index: int) -> None:
     client_knows, aggregator_knows = random.choice(((True, True), (True, False), (False, True)))
     fleet.log(f"  {fleet.name(client)} at process {index}, {client_knows=}, {aggregator_knows=}")
-    fleet.cut(client, index, client_knows=client_knows, aggregator_knows=aggregator_knows)
+    faults.cut(fleet, client, index, client_knows=client_knows, aggregator_knows=aggregator_knows)
 
 
 def _restart(fleet: Fleet, random: Random, index: int) -> None:

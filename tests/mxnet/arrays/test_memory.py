@@ -5,7 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from psum.mxnet.arrays.memory import flat_bytes, queue_plain_layout, usable_in_place
+from psum.mxnet.arrays.memory import (
+    LAYOUT_CAN_BE_SET_AT_ONCE,
+    flat_bytes,
+    queue_plain_layout,
+    set_plain_layout,
+    usable_in_place,
+)
 from psum.mxnet.compat import MXNetError, mx
 
 DTYPES = ["float16", "float32", "float64", "uint8", "int8", "int32", "int64"]
@@ -86,6 +92,19 @@ def test_plain_layout_can_be_ordered(waited: bool, reused: bool) -> None:
     array.wait_to_read()
     assert flat_bytes(array, expected.nbytes).tobytes() == expected.tobytes()
     assert array.asnumpy().tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("reused", [True, False])
+def test_plain_layout_can_be_set_at_once(reused: bool) -> None:
+    """A convolution's result gets the plain layout in an operation on it, and so do the views of its memory."""
+    expected = convolution().asnumpy()
+    array = convolution(out=mx.nd.zeros(expected.shape)) if reused else convolution()
+    view = array.reshape((-1,))
+    array.wait_to_read()
+    assert LAYOUT_CAN_BE_SET_AT_ONCE
+    set_plain_layout(array)
+    assert flat_bytes(array, expected.nbytes).tobytes() == expected.tobytes()
+    assert view.asnumpy().tobytes() == array.asnumpy().tobytes() == expected.tobytes()
 
 
 def test_plain_arrays_stay_where_they_are() -> None:

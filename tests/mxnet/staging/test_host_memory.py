@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 
 from psum.client import Block
+from psum.cuda import runtime as cuda_runtime
 from psum.mxnet import BytePS
 from psum.mxnet.compat import mx
 from psum.mxnet.staging import cuda
 from psum.mxnet.staging.host_memory import HostMemory, worker
 from psum.planes import GrowingSegment
-from tests.polling import wait_until
-
-PATIENCE_SECONDS: Final = 30.0
+from tests.polling import PATIENCE_SECONDS, wait_until
 
 
 def no_memory(size: int) -> None:
@@ -128,15 +127,15 @@ def make_runtime(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         source.write_text(RUNTIME)
         subprocess.run(["cc", "-shared", "-fPIC", f"-DDEVICES={devices}", "-o", library, source], check=True)
         # Not another one that the process may have.
-        monkeypatch.setattr(cuda, "_LIBRARY", re.compile(re.escape(str(library))))
+        monkeypatch.setattr(cuda_runtime, "_LIBRARY", re.compile(re.escape(str(library))))
         return ctypes.CDLL(str(library))
 
-    cuda.runtime.cache_clear()
+    cuda_runtime.runtime.cache_clear()
     yield make
     # What the test leaves is let go with the runtime in which it is pinned.
     gc.collect()
     done_by_the_worker(lambda: None)
-    cuda.runtime.cache_clear()
+    cuda_runtime.runtime.cache_clear()
 
 
 def with_contexts(runtime: ctypes.CDLL) -> list[int]:

@@ -6,8 +6,7 @@ from typing import Any
 
 from psum.mxnet.staging.host_memory import worker
 from psum.mxnet.staging.lent_sums import LentSums
-
-PATIENCE_SECONDS = 30.0
+from tests.polling import PATIENCE_SECONDS
 
 
 class Memory:

@@ -29,6 +29,9 @@ class StandInEvent:
         self.reached = False
         self._device = device
 
+    def query(self) -> bool:
+        return self.reached
+
     def synchronize(self) -> None:
         self._device.run_until(lambda: self.reached)
 
@@ -117,13 +120,17 @@ class StandIn:
         self.launch(stream, reach)
         return event
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+    def wait(self, stream: Any, event: Any) -> None:
+        stream.wait_event(event)
+
+    def copy(self, stream: Any, target: torch.Tensor, source: torch.Tensor, *, pinned: bool) -> None:
+        assert stream is self.current_stream()
         to, what = self._bytes(target), self._bytes(source)
 
         def copy() -> None:
             to[:] = what
 
-        self.launch(self.current_stream(), copy)
+        self.launch(stream, copy)
 
     def keep(self, tensor: torch.Tensor, stream: Any) -> None:
         with self.lock:

@@ -48,6 +48,8 @@ class Sum:
     If its value stands in for a lost root's, it leaves that value in the target as the result.
     """
 
+    priority = 0
+
     def __init__(self, started: list["Sum"], *, fails: bool) -> None:
         self.key = types.SimpleNamespace(title="key 'w'")
         self.reason: str | None = None
@@ -354,10 +356,11 @@ def test_a_device_that_fails_at_the_end() -> None:
     """If the device fails when the result is there, who waits gets that error."""
 
     class Failing(StandIn):
-        def use(self, stream: Any) -> Any:
+        def record(self, stream: Any) -> Any:
             if stream is self.up and self.copied:
+                self.copied = False
                 raise RuntimeError("the device is gone")
-            return super().use(stream)
+            return super().record(stream)
 
         def keep(self, tensor: torch.Tensor, stream: Any) -> None:
             self.copied = True
@@ -463,7 +466,8 @@ def test_the_client_is_closed_meanwhile(fleet: Fleet) -> None:
             program.begin(pipeline, store.reserve(key, shape=(8192,), element_type=psum.ElementType.UINT8))
             programs.append(program)
             _next(copying)
-        _next(waiting)
+            if key == "sum":
+                _next(waiting)
         client.close(timeout=0.1)
     while copying.work or waiting.work:
         _next(copying if copying.work else waiting)

@@ -24,7 +24,7 @@ class LimitedLog:
     def __init__(self, log: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log
         self._clock = clock
-        self._known: OrderedDict[tuple[str, str], list[float]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], tuple[float, int]] = OrderedDict()
         """The time of the last line and how many were left out since, by kind and host."""
 
     def warn(self, kind: str, host: str, text: str, *arguments: object) -> None:
@@ -37,16 +37,16 @@ class LimitedLog:
             arguments: The arguments.
         """
         now = self._clock()
-        last, left_out = self._known.get((kind, host), (-_LOG_SECONDS, 0.0))
+        last, left_out = self._known.get((kind, host), (-_LOG_SECONDS, 0))
         if now - last < _LOG_SECONDS:
-            self._known[kind, host] = [last, left_out + 1]
+            self._known[kind, host] = last, left_out + 1
             return
-        self._known[kind, host] = [now, 0.0]
+        self._known[kind, host] = now, 0
         self._known.move_to_end((kind, host))
         if len(self._known) > _MAX_KNOWN:
             self._known.popitem(last=False)
         if left_out:
-            self._log.warning(f"{text} (and %d more times since the last such line)", *arguments, int(left_out))
+            self._log.warning(f"{text} (and %d more times since the last such line)", *arguments, left_out)
         else:
             self._log.warning(text, *arguments)
 

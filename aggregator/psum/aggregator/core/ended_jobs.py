@@ -69,10 +69,11 @@ class EndedJobs:
             # Another process had the rank, so this one belongs to the next run, even if it came before the end.
             return None
         # Workers without an incarnation cannot be told apart, so each rank of them is told only once.
-        told = hello.rank not in members.told or 0 != members.told[hello.rank] == hello.incarnation
+        is_same = hello.incarnation != 0 and members.told.get(hello.rank) == hello.incarnation
+        is_told = is_same or hello.rank not in members.told
         members.told.setdefault(hello.rank, hello.incarnation)
-        if (members.holders(hello) or not told) and (
-            ended.job.failure is None or now - ended.at > self._worker_timeout
-        ):
-            return None
-        return ended.job
+        if is_told and not members.holders(hello):
+            return ended.job
+        # It takes over a rank, and hears for a while that the job has failed.
+        hears_of_failure = ended.job.failure is not None and now - ended.at <= self._worker_timeout
+        return ended.job if hears_of_failure else None

@@ -279,7 +279,7 @@ class Job:
         """Returns credit that was held for long, fails what has waited too long, and warns of what waits."""
         if (failure := self.members.overdue(now)) is not None:
             return self.fail(failure, now)
-        self._small.let_go(now)
+        self._small.leave_messages(now)
         actions: list[Action] = [*self.credit.due(now), *self.members.departures.releases(now)]
         if ranks := self.members.give_up_departed(now):
             actions += self.given_up(ranks)

@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from psum.aggregator.core import elastic_texts
@@ -13,33 +13,20 @@ from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.counters import AllCounters
 from psum.aggregator.core.elastic_job import ElasticJob
 from psum.aggregator.core.ended_jobs import EndedJobs
+from psum.aggregator.core.hellos import invalid
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.job_status import job_status
 from psum.aggregator.core.limits import Limits
-from psum.aggregator.core.roster import ranks_of
 from psum.aggregator.core.waiting_room import WaitingRoom
 from psum.aggregator.core.worker import same_process
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import MAX_PARTITION_BYTES, PROTOCOL_VERSION, parse_destination
-from psum.wire.errors import ExhaustedError, FaultError, InvalidError, TakenError, WorkerLostError
+from psum.wire.errors import ExhaustedError, FaultError, TakenError, WorkerLostError
 
 _log = logging.getLogger(__name__)
 
 #: How many ended jobs are kept for the status.
 _HISTORY: Final = 32
-
-#: The most workers that a job may have.
-_MAX_WORKERS: Final = 4096
-
-#: The most aggregators that a relay forwards to. It has buffers for each.
-_MAX_AGGREGATORS: Final = 4096
-
-#: The longest name of a job or a worker, in characters.
-_MAX_NAME: Final = 253
-
-#: How many weights or ranks of a hello are repeated in an error.
-_MAX_SHOWN: Final = 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,45 +88,21 @@ class Registry:
         Returns:
             Its job, the actions that follow with the job of each, and why the worker is refused (None: it has joined).
         """
-        if (refusal := self._invalid(hello)) is not None:
+        if (refusal := invalid(hello) or self._outlived(hello, now)) is not None:
             return None, [], refusal
-        if (refusal := self._outlived(hello, now)) is not None:
-            return None, [], refusal
-        started = now - hello.age_seconds
         actions: list[tuple[Job, Action]] = []
-        if (job := self.jobs.get(hello.job)) is not None:
-            self.settle(job, now)
-            job = self.jobs.get(hello.job)
+        job = self._in_progress(hello.job, now)
         # A worker that comes back belongs to no new run, even if its clock says otherwise.
-        if job is not None and not hello.resuming and self._abandoned(job, started):
+        if job is not None and not hello.resuming and self._abandoned(job, now - hello.age_seconds):
             failure = WorkerLostError(f"all workers of job {job.name!r} vanished, and it was started again")
             actions += [(job, action) for action in job.fail(failure, now)]
             self._end(job, now, abandoned=True)
             job = None
         if job is None:
-            ended = self._ended_jobs.of(hello, now)
-            if ended is not None and ended.failure is not None:
-                return None, actions, ended.failure
-            if ended is not None and (refusal := ended.members.disagreement(hello, peer)) is not None:
-                # Refused only once: the worker may also be the first of a new run with other settings.
-                self._ended_jobs.forget(hello.job)
-                return None, actions, refusal
-            if len(self.jobs) >= self._limits.max_jobs:
-                refusal = ExhaustedError(
-                    f"job {hello.job!r} was refused: {len(self.jobs)} jobs are in progress on this aggregator, as many"
-                    " as it may have (max_jobs); use another, or wait for some to end"
-                )
-                return None, actions, refusal
-            job = self.jobs[hello.job] = self._make(
-                hello,
-                self._limits,
-                budget=self.budget,
-                counters=self.counters.begin(hello.job),
-                # A worker that comes back was in the job with all others, so it is not late.
-                before=None if hello.resuming else ended,
-                lent=self._lent,
-            )
-            self._ended_jobs.forget(hello.job)
+            begun = self._begin(hello, peer, now)
+            if isinstance(begun, FaultError):
+                return None, actions, begun
+            job = begun
         more, refused = job.join(hello, peer, now)
         actions += [(job, action) for action in more]
         if refused is None:
@@ -155,14 +118,12 @@ class Registry:
             admits or refuses it, or `refusals` lists it).
         """
         hello = candidate.hello
-        if (refusal := self._invalid(hello)) is not None:
+        if (refusal := invalid(hello)) is not None:
             return [], refusal
         if hello.ranks:
             # A relay asks for the first process of its group.
             hello.incarnation = hello.incarnations[0] if hello.incarnations else 0
-        if (job := self.jobs.get(hello.job)) is not None:
-            self.settle(job, now)
-            job = self.jobs.get(hello.job)
+        job = self._in_progress(hello.job, now)
         if job is None:
             ended = self._ended_jobs.of(hello, now)
             if ended is not None and ended.failure is not None:
@@ -234,14 +195,49 @@ class Registry:
             ],
         )
 
+    def _in_progress(self, name: str, now: float) -> Job | None:
+        """The job of this name, if it is not over."""
+        if (job := self.jobs.get(name)) is not None:
+            self.settle(job, now)
+        return self.jobs.get(name)
+
+    def _begin(self, hello: pb.Hello, peer: str, now: float) -> Job | FaultError:
+        """Begins a job with its first worker. Returns why it does not, if the worker is late or there are too many."""
+        ended = self._ended_jobs.of(hello, now)
+        if ended is not None and ended.failure is not None:
+            return ended.failure
+        if ended is not None and (refusal := ended.members.disagreement(hello, peer)) is not None:
+            # Refused only once: the worker may also be the first of a new run with other settings.
+            self._ended_jobs.forget(hello.job)
+            return refusal
+        if len(self.jobs) >= self._limits.max_jobs:
+            return ExhaustedError(
+                f"job {hello.job!r} was refused: {len(self.jobs)} jobs are in progress on this aggregator, as many"
+                " as it may have (max_jobs); use another, or wait for some to end"
+            )
+        # A worker that comes back was in the job with all others, so it is not late.
+        job = self._add(hello, before=None if hello.resuming else ended)
+        self._ended_jobs.forget(hello.job)
+        return job
+
+    def _add(self, hello: pb.Hello, *, before: Job | None) -> Job:
+        """Makes a job, and adds it to those in progress.
+
+        Args:
+            hello: The hello of its first process.
+            before: The ended job that this process came too late for; see Job.
+        """
+        counters = self.counters.begin(hello.job)
+        job = self._make(hello, self._limits, budget=self.budget, counters=counters, before=before, lent=self._lent)
+        self.jobs[hello.job] = job
+        return job
+
     def _found(self, name: str, now: float) -> Iterator[tuple[Job, Action]]:
         """Begins the job here of processes that wait to join it. Its members are elsewhere."""
         if len(self.jobs) >= self._limits.max_jobs:
             return
         candidates = self._waiting.take(name)
-        hello, counters = candidates[0].hello, self.counters.begin(name)
-        job = self._make(hello, self._limits, budget=self.budget, counters=counters, before=None, lent=self._lent)
-        self.jobs[name] = job
+        job = self._add(candidates[0].hello, before=None)
         for candidate in candidates:
             for action in self._wait_for(job, candidate, now):
                 yield job, action
@@ -287,103 +283,6 @@ class Registry:
         """Whether a worker that started at this time begins a new run, because all workers of the job had vanished."""
         return bool(job.workers) and all(not w.connected and started > w.last_heard for w in job.workers.values())
 
-    @staticmethod
-    def _invalid(hello: pb.Hello) -> FaultError | None:
-        """Why a hello makes no sense by itself; None if it does."""
-        if len(hello.worker) > _MAX_NAME or not hello.worker.isprintable():
-            return InvalidError(f"a worker was refused: a worker's name has at most {_MAX_NAME} printable characters")
-        who = f"{hello.worker or 'an unnamed worker'} was refused"
-        if hello.protocol_version != PROTOCOL_VERSION:
-            return InvalidError(
-                f"{who}: it speaks version {hello.protocol_version} of the protocol, this aggregator version"
-                f" {PROTOCOL_VERSION}; install the same psum on both sides"
-            )
-        if not 0 < len(hello.job) <= _MAX_NAME or not hello.job.isprintable():
-            return InvalidError(f"{who}: a job's name has 1 to {_MAX_NAME} printable characters")
-        if (hello.joining or hello.generation or hello.admissions) and not hello.HasField("elastic"):
-            return InvalidError(
-                f"{who}: it asks to join a running job, or was admitted to one, which is not elastic (PSUM_ELASTIC)"
-            )
-        most = max(hello.num_workers, hello.elastic.max) if hello.HasField("elastic") else hello.num_workers
-        if not 0 < hello.num_workers <= _MAX_WORKERS or hello.rank >= most:
-            return InvalidError(
-                f"{who}: rank {hello.rank} of {most} workers; a job has 1 to {_MAX_WORKERS} workers, ranks from 0"
-            )
-        ranks = ranks_of(hello)
-        if ranks[0] != hello.rank or list(ranks) != sorted(set(ranks)) or ranks[-1] >= most:
-            return InvalidError(
-                f"{who}: rank {hello.rank} that stands for {_listed(ranks)} of {hello.num_workers} workers; expected"
-                " each rank once, in ascending order, from its own rank"
-            )
-        if hello.group_size > hello.num_workers or (0 < hello.group_size < len(ranks) and not hello.elastic.max):
-            return InvalidError(
-                f"{who}: {_listed(ranks)} in a group of {hello.group_size} of {hello.num_workers} workers; a group has"
-                " as many ranks as one of its members at least, and as many as the job at most"
-            )
-        if hello.group_size and (problem := unusable_addresses(hello)) is not None:
-            return InvalidError(f"{who}: it asks for a relay to {problem}")
-        if not 0 < hello.partition_bytes <= MAX_PARTITION_BYTES:
-            return InvalidError(
-                f"{who}: a partition of {hello.partition_bytes} bytes; expected 1 to {MAX_PARTITION_BYTES}"
-            )
-        if hello.weights and (len(hello.weights) != len(hello.aggregators) or 0 in hello.weights):
-            return InvalidError(
-                f"{who}: {len(hello.weights)} weights {list(hello.weights)[:_MAX_SHOWN]} for {len(hello.aggregators)}"
-                " aggregators; expected none, or one for each, from 1"
-            )
-        if hello.HasField("elastic") and (problem := _wrong_elastic(hello)) is not None:
-            return InvalidError(f"{who}: {problem}")
-        for each in hello.departures:
-            gone = list(each.ranks)
-            if not gone or gone != sorted(set(gone)) or gone[-1] >= most:
-                return InvalidError(
-                    f"{who}: it says that a member for {_listed(gone)} of {hello.num_workers} workers has left;"
-                    " expected each rank once, in ascending order"
-                )
-        if hello.planes and pb.PLANE_INLINE not in hello.planes:
-            return InvalidError(f"{who}: it does not offer the inline plane, which every worker must offer")
-        return None
-
 
 def _make(hello: pb.Hello, limits: Limits, **others: Any) -> Job:
     return (ElasticJob if hello.HasField("elastic") else Job)(hello, limits, **others)
-
-
-def unusable_addresses(hello: pb.Hello) -> str | None:
-    """Why a relay cannot forward to the aggregators of a hello; None if it can. Only the relay connects to them."""
-    if not 0 < len(hello.aggregators) <= _MAX_AGGREGATORS:
-        return f"{len(hello.aggregators)} aggregators; expected 1 to {_MAX_AGGREGATORS}"
-    try:
-        for address in (*hello.aggregators, *(relay.address for relay in hello.next_relays)):
-            parse_destination(address)
-    except ValueError as error:
-        return f"no address of an aggregator: {error}"
-    return None
-
-
-def _wrong_elastic(hello: pb.Hello) -> str | None:
-    """Why an elastic job cannot be as a hello says; None if it can."""
-    least, most = hello.elastic.min, hello.elastic.max
-    if not 0 < least <= hello.num_workers <= most <= _MAX_WORKERS:
-        return (
-            f"an elastic job of {least} to {most} ranks that begins with {hello.num_workers}; expected at least 1,"
-            f" at most {_MAX_WORKERS}, and its {hello.num_workers} workers between (PSUM_ELASTIC, PSUM_NUM_WORKERS)"
-        )
-    if not len(hello.ranks) == len(hello.incarnations) == len(hello.generations) or 0 in hello.incarnations:
-        return (
-            f"it stands for {len(hello.ranks)} ranks of an elastic job, with {len(hello.incarnations)} processes and"
-            f" {len(hello.generations)} generations; expected a process and a generation for each rank"
-        )
-    if hello.joining and len(hello.ranks) > 1:
-        return f"a relay for {len(hello.ranks)} ranks asks to join an elastic job; expected one rank at first"
-    if any(each.rank >= most for each in hello.losses):
-        return f"it says that a rank is lost which is none of {most}"
-    if (hello.joining or hello.generation) and not (hello.incarnation or hello.ranks):
-        return "a process that asks to join must have an incarnation"
-    return None
-
-
-def _listed(ranks: Sequence[int]) -> str:
-    """Ranks as a hello lists them, the first of many."""
-    more = f" and {len(ranks) - _MAX_SHOWN} more" if len(ranks) > _MAX_SHOWN else ""
-    return f"ranks {list(ranks[:_MAX_SHOWN])}{more}"

@@ -67,7 +67,7 @@ class SmallRounds:
     ) -> None:
         """Does what JobRounds.contribute does for each contribution of a message, if the rounds `take_together`.
 
-        Contributions stay views of the message for CREDIT_HOLD_SECONDS: see `let_go`.
+        Contributions stay views of the message for CREDIT_HOLD_SECONDS: see `leave_messages`.
 
         Args:
             rank: The worker.
@@ -85,7 +85,7 @@ class SmallRounds:
         pieces = layout.split(payload)
         rounds, priorities = (list(spread(column, count)) for column in others[:2])
         contributions = zip(layout.shards, rounds, priorities, pieces, strict=True)
-        self.let_go(now)
+        self.leave_messages(now)
         layout.messages[rank] = Message(now, pieces, payload)
         self._recent.append((now, rank, layout))
         begin, failed = 0, False
@@ -164,7 +164,7 @@ class SmallRounds:
             together.shards.append(row)
         self._counters.waiting.observe_since(waited, now)
 
-    def let_go(self, now: float) -> None:
+    def leave_messages(self, now: float) -> None:
         """Copies the contributions that have waited for long, so that their messages can be released."""
         recent = self._recent
         while recent and now - recent[0][0] >= CREDIT_HOLD_SECONDS:
@@ -180,7 +180,7 @@ class SmallRounds:
 
     def clear(self) -> None:
         """Forgets all messages."""
-        self.let_go(math.inf)
+        self.leave_messages(math.inf)
 
     def summed(self, action: SumTogether, results: Iterable[object], now: float) -> None:
         """Takes the sums that a SumTogether asked for. The caller delivers them.

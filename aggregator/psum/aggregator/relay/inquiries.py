@@ -12,7 +12,7 @@ from typing import Final
 
 import grpc.aio
 
-from psum.aggregator.core.registry import unusable_addresses
+from psum.aggregator.core.hellos import unusable_addresses
 from psum.aggregator.relay.core.introduction import Identity, question, uplink_addresses
 from psum.aggregator.relay.exposure import exposed
 from psum.client.transport.connect_problem import ConnectProblem

@@ -116,9 +116,8 @@ class ActionRunner:
             case EndStreams(ranks):
                 for rank in ranks:
                     if (connection := self._connections(job, rank)) is not None:
-                        connection.queue.clear()
-                        connection.closing = connection.recalled = True
-                        connection.filled.set()
+                        connection.recalled = True
+                        connection.abandon()
             case Release(rank):
                 self._send(job, rank, pb.ExchangeResponse(farewell=pb.Farewell()), last=True)
             case Warn(text, ranks):
@@ -164,7 +163,6 @@ class ActionRunner:
     def _send(self, job: Job, rank: int, message: pb.ExchangeResponse, *, last: bool = False) -> None:
         if (connection := self._connections(job, rank)) is not None:
             if last:
-                connection.queue.clear()
-                connection.closing = True
-            connection.queue.put_control(message)
-            connection.filled.set()
+                connection.finish(message)
+            else:
+                connection.say(message)

@@ -55,6 +55,24 @@ class WorkerConnection:
             self.plane.connected(self._offered)
             self.filled.set()
 
+    def say(self, message: pb.ExchangeResponse) -> None:
+        """Puts a message without payload into the queue, for the sender to send."""
+        self.queue.put_control(message)
+        self.filled.set()
+
+    def finish(self, last: pb.ExchangeResponse | None = None) -> None:
+        """Ends the stream as soon as the queue is empty. A last message goes alone: nothing else is sent any more."""
+        if last is not None:
+            self.queue.clear()
+            self.queue.put_control(last)
+        self.closing = True
+        self.filled.set()
+
+    def abandon(self) -> None:
+        """Ends the stream without sending what is in the queue."""
+        self.queue.clear()
+        self.finish()
+
     async def send(self, context: Any) -> None:
         """Sends what is in the queue, until the queue is empty and `closing` is set.
 

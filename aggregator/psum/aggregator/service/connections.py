@@ -32,9 +32,7 @@ class Connections:
         """Adds a worker's connection, and closes the one that it replaces, if any."""
         if (replaced := self.get(job, rank)) is not None:
             # The worker reconnected before the end of its old connection was noticed.
-            replaced.queue.clear()
-            replaced.closing = True
-            replaced.filled.set()
+            replaced.abandon()
         self._connections[id(job), rank] = connection
 
     def remove(self, job: Job, rank: int, connection: WorkerConnection) -> bool:
@@ -47,8 +45,7 @@ class Connections:
     def detach(self, job: Job, rank: int) -> None:
         """Removes the connection of a rank whose process is out. It ends when its last messages have been sent."""
         if (connection := self._connections.pop((id(job), rank), None)) is not None:
-            connection.closing = True
-            connection.filled.set()
+            connection.finish()
 
     def by_job(self) -> Iterator[tuple[int, WorkerConnection]]:
         """Each connection with the id() of its job."""
@@ -59,8 +56,7 @@ class Connections:
         """Sends a message without payload to all connected workers of a job."""
         for job_id, connection in self.by_job():
             if job_id == id(job):
-                connection.queue.put_control(message)
-                connection.filled.set()
+                connection.say(message)
 
     def queued_messages(self, jobs: Iterable[Job]) -> Counter[str]:
         """How many messages wait to be sent to the workers of these jobs, by the job's name."""

@@ -49,8 +49,7 @@ class Draining:
             )
         for job_id, connection in self._connections.by_job():
             open_here = to_columns([ShardRound(*round) for round in sorted(self._open_rounds.get(job_id, ()))])
-            connection.queue.put_control(pb.ExchangeResponse(drain=pb.Drain(grace_seconds=grace, open=open_here)))
-            connection.filled.set()
+            connection.say(pb.ExchangeResponse(drain=pb.Drain(grace_seconds=grace, open=open_here)))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace):
                 # Polled, because the state changes in many places, and this is awaited once in a process's life.

@@ -149,8 +149,7 @@ class Joining:
     def end_waiting(self) -> None:
         """Ends the streams of all who wait: this process is about to end. They wait at the next one."""
         for connection in self._waiting:
-            connection.closing = True
-            connection.filled.set()
+            connection.finish()
 
     def refuse_overdue(self) -> None:
         """Refuses those who have waited too long for a job that has no members here. To be called regularly."""
@@ -335,13 +334,12 @@ class Joining:
             welcome.admission.CopyFrom(admission)
             welcome.admissions.extend(job.other_admissions(hello.rank))
         lack = self._choose_plane(job, hello, connection, welcome)
-        connection.queue.put_control(pb.ExchangeResponse(welcome=welcome))
+        connection.say(pb.ExchangeResponse(welcome=welcome))
         if lack is not None:
             _log.warning("job %s: %s", job.name, lack)
-            connection.queue.put_control(pb.ExchangeResponse(notice=pb.Notice(text=lack)))
+            connection.say(pb.ExchangeResponse(notice=pb.Notice(text=lack)))
         if candidates := job.candidates():
-            connection.queue.put_control(pb.ExchangeResponse(candidates=pb.Candidates(candidates=candidates)))
-        connection.filled.set()
+            connection.say(pb.ExchangeResponse(candidates=pb.Candidates(candidates=candidates)))
 
     def _choose_plane(self, job: Job, hello: pb.Hello, connection: WorkerConnection, welcome: pb.Welcome) -> str | None:
         """Gives a worker the best plane that both sides have. Returns what this process lacks for a better one."""

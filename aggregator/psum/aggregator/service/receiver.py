@@ -24,9 +24,6 @@ _log = logging.getLogger(__name__)
 _HERE: Final = encode(pb.ExchangeResponse(taken=pb.Taken()))
 
 
-_NOTHING: Final = memoryview(b"")
-
-
 class Receiver:
     """Receives from a worker on its stream and on its data connection, as soon as there is one.
 
@@ -128,51 +125,14 @@ class Receiver:
         request, payload = decode(pb.ExchangeRequest, data)
         match request.WhichOneof("kind"):
             case "push":
-                shards, plane, codecs = request.push.shards, connection.plane, self._codecs
-                actions: list[Action] = []
-                try:
-                    if not (shards.placed or shards.timed or codecs) and job.takes_together:
-                        job.contribute_together(rank, shards, payload, now, len(data), actions)
-                        worker.received_bytes += len(payload)
-                        rows, payload = [], _NOTHING
-                    else:
-                        rows = to_rows(shards, MAX_SHARDS_PER_PAYLOAD)
-                    for row, value in zip(rows, split(payload, rows), strict=True):
-                        if row.outside_size:
-                            outside = plane.get(row)
-                            if outside is None:
-                                # It may not be here yet. What is complete does not wait for it.
-                                self._runner.perform(job, actions)
-                                actions = []
-                                outside = await plane.receive(row, data_connection)
-                                if connection.closing:
-                                    # Meanwhile another process may have its rank.
-                                    return
-                            value = outside
-                        if codecs and (codec := codecs.get(row.id)) is not None:
-                            value = self._decoded(codec, row, value)
-                        worker.received_bytes += len(value)
-                        actions += job.contribute(rank, row, value, now, len(data))
-                finally:
-                    # What came before something wrong counts.
-                    self._runner.perform(job, actions)
+                await self._push(request.push.shards, payload, data_connection, len(data), now)
             case "pull":
-                rows = to_rows(request.pull.shards, MAX_SHARDS_PER_PAYLOAD)
-                actions = []
-                try:
-                    # There is no payload to split, but the same limits apply.
-                    for row, _ in zip(rows, split(payload, rows), strict=True):
-                        actions += job.contribute(rank, row, None, now)
-                finally:
-                    self._runner.perform(job, actions)
+                self._pull(request.pull.shards, payload, now)
             case "declare":
                 if data_connection is not None and 0 < request.declare.share <= 1:
                     data_connection.share_links(request.declare.share)
                 for key in request.declare.keys:
-                    self._runner.perform(job, job.declare(rank, key, now))
-                    known = job.keys.get(key.id)
-                    if known is not None and known.codec is not None:
-                        self._codecs[key.id] = known.codec
+                    self._declare(key, now)
             case "restore":
                 rows = to_rows(request.restore.shards, MAX_SHARDS_PER_PAYLOAD)
                 for row, piece in zip(rows, split(payload, rows), strict=True):
@@ -180,16 +140,7 @@ class Receiver:
             case "abort":
                 self._runner.perform(job, job.abort(rank, request.abort))
             case "goodbye":
-                if request.goodbye.HasField("fault"):
-                    self._runner.perform(job, job.leave_early(rank, request.goodbye, now))
-                    return
-                if request.goodbye.ranks:
-                    self._runner.perform(job, job.leave_partly(rank, request.goodbye.ranks))
-                    return
-                if not worker.left:
-                    # Otherwise it has come back to hear that it may leave.
-                    _log.info("job %s: %s left", job.name, rank_names(worker.ranks))
-                self._runner.perform(job, job.leave(rank, now))
+                self._leave(request.goodbye, now)
             case "synced":
                 self._runner.perform(job, job.synced(rank, request.synced.number, now))
             case "losses":
@@ -201,20 +152,105 @@ class Receiver:
             case "candidates":
                 self._runner.perform(job, job.wait_at(rank, request.candidates.candidates, now))
             case "lacking":
-                rows = to_rows(request.lacking.shards, MAX_SHARDS_PER_PAYLOAD)
-                if len(rows) != len(request.lacking.ranks):
-                    raise ProtocolError(
-                        f"{rank_names(worker.ranks)} of job {job.name!r} told what {len(rows)} rounds lack, in"
-                        f" {len(request.lacking.ranks)} lists of ranks"
-                    )
-                for row, lacks in zip(rows, request.lacking.ranks, strict=True):
-                    job.lacking(rank, row, lacks.ranks)
+                self._note_lacking(request.lacking)
             case kind:
                 raise ProtocolError(f"rank {rank} of job {job.name!r} sent {kind}, which nobody asked it for")
         if job.credit.pending:
             self._uncredited()
-        if connection.queue.crowded:
+        # After the last message to the worker, what it sends is ignored: that needs no room.
+        if connection.queue.crowded and not connection.closing:
             connection.room.clear()
+
+    async def _push(
+        self,
+        shards: pb.ShardRounds,
+        payload: memoryview,
+        data_connection: DataConnection | None,
+        message_bytes: int,
+        now: float,
+    ) -> None:
+        """Gives the job the contributions of a message, in its order.
+
+        Args:
+            shards: The shards and their rounds.
+            payload: The values in the message, one after the other. Others are outside, on the worker's plane.
+            data_connection: Where the message came, and values may follow; None: on the stream.
+            message_bytes: The size of the message.
+            now: When it came.
+        """
+        job, rank, plane, codecs = self._job, self._rank, self._connection.plane, self._codecs
+        worker = job.workers[rank]
+        actions: list[Action] = []
+        try:
+            if not (shards.placed or shards.timed or codecs) and job.takes_together:
+                job.contribute_together(rank, shards, payload, now, message_bytes, actions)
+                worker.received_bytes += len(payload)
+                return
+            rows = to_rows(shards, MAX_SHARDS_PER_PAYLOAD)
+            for row, value in zip(rows, split(payload, rows), strict=True):
+                if row.outside_size:
+                    outside = plane.get(row)
+                    if outside is None:
+                        # It may not be here yet. What is complete does not wait for it.
+                        self._runner.perform(job, actions)
+                        actions = []
+                        outside = await plane.receive(row, data_connection)
+                        if self._connection.closing:
+                            # Meanwhile another process may have its rank.
+                            return
+                    value = outside
+                if codecs and (codec := codecs.get(row.id)) is not None:
+                    value = self._decoded(codec, row, value)
+                worker.received_bytes += len(value)
+                actions += job.contribute(rank, row, value, now, message_bytes)
+        finally:
+            # What came before something wrong counts.
+            self._runner.perform(job, actions)
+
+    def _pull(self, shards: pb.ShardRounds, payload: memoryview, now: float) -> None:
+        """Asks the job for the values of broadcasts."""
+        rows = to_rows(shards, MAX_SHARDS_PER_PAYLOAD)
+        actions: list[Action] = []
+        try:
+            # There is no payload to split, but the same limits apply.
+            for row, _ in zip(rows, split(payload, rows), strict=True):
+                actions += self._job.contribute(self._rank, row, None, now)
+        finally:
+            self._runner.perform(self._job, actions)
+
+    def _declare(self, key: pb.Key, now: float) -> None:
+        """Declares a key, and notes how its values are coded."""
+        self._runner.perform(self._job, self._job.declare(self._rank, key, now))
+        known = self._job.keys.get(key.id)
+        if known is not None and known.codec is not None:
+            self._codecs[key.id] = known.codec
+
+    def _leave(self, goodbye: pb.Goodbye, now: float) -> None:
+        """Lets the worker leave, in order or before its work is done; or some ranks of a relay, which goes on."""
+        job, rank = self._job, self._rank
+        worker = job.workers[rank]
+        if goodbye.HasField("fault"):
+            actions = job.leave_early(rank, goodbye, now)
+        elif goodbye.ranks:
+            actions = job.leave_partly(rank, goodbye.ranks)
+        else:
+            if not worker.left:
+                # Otherwise it has come back to hear that it may leave.
+                _log.info("job %s: %s left", job.name, rank_names(worker.ranks))
+            actions = job.leave(rank, now)
+        self._runner.perform(job, actions)
+
+    def _note_lacking(self, lacking: pb.Lacking) -> None:
+        """Notes for which of its ranks a relay waits, in each of some rounds."""
+        job, rank = self._job, self._rank
+        rows = to_rows(lacking.shards, MAX_SHARDS_PER_PAYLOAD)
+        if len(rows) != len(lacking.ranks):
+            raise ProtocolError(
+                f"{rank_names(job.workers[rank].ranks)} of job {job.name!r} told what {len(rows)} rounds lack, in"
+                f" {len(lacking.ranks)} lists of ranks"
+            )
+        for row, lacks in zip(rows, lacking.ranks, strict=True):
+            job.lacking(rank, row, lacks.ranks)
 
     def _decoded(self, codec: Codec, row: ShardRound, data: memoryview) -> memoryview:
         """A contribution as its key's elements. The job refuses it if its key or shard is not declared."""

@@ -192,8 +192,7 @@ class Streams:
 
     async def _send_rest(self, connection: WorkerConnection, sender: "asyncio.Task[None]", *, gone: bool) -> None:
         """Sends the messages that are still queued, such as a fault or the farewell, unless the peer is gone."""
-        connection.closing = True
-        connection.filled.set()
+        connection.finish()
         if gone:
             sender.cancel()
         try:

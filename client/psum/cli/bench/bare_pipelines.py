@@ -170,166 +170,169 @@ def _tcp() -> socket.socket:
 
 
 def _direct(plan: Plan, start: Start) -> None:
-    number, listener = len(plan.pieces), _tcp()
+    listener = _tcp()
     listener.bind(("127.0.0.1", 0))
     listener.listen(plan.workers)
-
-    def worker() -> float:
-        tensors, watch, connection = _Tensors(plan), _Stopwatch(plan), _tcp()
-        connection.connect(listener.getsockname())
-        # The sender may begin a piece of a step if it has credit and the previous step has ended.
-        credit, steps = threading.Semaphore(plan.window), threading.Semaphore(1)
-
-        def send() -> None:
-            for piece in range(plan.total):
-                if piece % number == 0:
-                    steps.acquire()
-                credit.acquire()
-                connection.sendall(tensors.value(piece % number))
-
-        threading.Thread(target=send, daemon=True).start()
-        for piece in range(plan.total):
-            watch.at(piece)
-            _receive(connection, tensors.sum(piece % number))
-            credit.release()
-            if (piece + 1) % number == 0:
-                steps.release()
-        used = watch.seconds
-        tensors.check(plan.workers)
-        return used
-
-    def server() -> float:
-        watch = _Stopwatch(plan)
-        connections = [listener.accept()[0] for _ in range(plan.workers)]
-        slots = [[np.empty(max(plan.pieces), np.uint8) for _ in range(plan.window)] for _ in connections]
-        totals = [np.empty(size // 4, np.float32) for size in plan.pieces]
-        empty = [threading.Semaphore(plan.window) for _ in connections]
-        full, made = ([threading.Semaphore(0) for _ in connections] for _ in range(2))
-
-        def receive(which: int) -> None:
-            for piece in range(plan.total):
-                empty[which].acquire()
-                memory = slots[which][piece % plan.window]
-                _receive(connections[which], memory.data[: plan.pieces[piece % number]])
-                full[which].release()
-
-        def send(which: int) -> None:
-            for piece in range(plan.total):
-                made[which].acquire()
-                connections[which].sendall(totals[piece % number].data)
-
-        threads = [
-            threading.Thread(target=work, args=(which,), daemon=True)
-            for which in range(plan.workers)
-            for work in (receive, send)
-        ]
-        for thread in threads:
-            thread.start()
-        for piece in range(plan.total):
-            watch.at(piece)
-            for semaphore in full:
-                semaphore.acquire()
-            size = plan.pieces[piece % number]
-            values = [memory[piece % plan.window][:size].view(np.float32) for memory in slots]
-            add(values, totals[piece % number])
-            for which in range(plan.workers):
-                empty[which].release()
-                made[which].release()
-        for thread in threads:
-            thread.join()
-        return watch.seconds
-
     with listener:
-        start(server, is_server=True)
+        start(functools.partial(_direct_server, plan, listener), is_server=True)
         for _ in range(plan.workers):
-            start(worker, is_server=False)
+            start(functools.partial(_direct_worker, plan, listener.getsockname()), is_server=False)
+
+
+def _direct_worker(plan: Plan, address: tuple[str, int]) -> float:
+    number = len(plan.pieces)
+    tensors, watch, connection = _Tensors(plan), _Stopwatch(plan), _tcp()
+    connection.connect(address)
+    # The sender may begin a piece of a step if it has credit and the previous step has ended.
+    credit, steps = threading.Semaphore(plan.window), threading.Semaphore(1)
+
+    def send() -> None:
+        for piece in range(plan.total):
+            if piece % number == 0:
+                steps.acquire()
+            credit.acquire()
+            connection.sendall(tensors.value(piece % number))
+
+    threading.Thread(target=send, daemon=True).start()
+    for piece in range(plan.total):
+        watch.at(piece)
+        _receive(connection, tensors.sum(piece % number))
+        credit.release()
+        if (piece + 1) % number == 0:
+            steps.release()
+    used = watch.seconds
+    tensors.check(plan.workers)
+    return used
+
+
+def _direct_server(plan: Plan, listener: socket.socket) -> float:
+    number = len(plan.pieces)
+    watch = _Stopwatch(plan)
+    connections = [listener.accept()[0] for _ in range(plan.workers)]
+    slots = [[np.empty(max(plan.pieces), np.uint8) for _ in range(plan.window)] for _ in connections]
+    totals = [np.empty(size // 4, np.float32) for size in plan.pieces]
+    empty = [threading.Semaphore(plan.window) for _ in connections]
+    full, made = ([threading.Semaphore(0) for _ in connections] for _ in range(2))
+
+    def receive(which: int) -> None:
+        for piece in range(plan.total):
+            empty[which].acquire()
+            memory = slots[which][piece % plan.window]
+            _receive(connections[which], memory.data[: plan.pieces[piece % number]])
+            full[which].release()
+
+    def send(which: int) -> None:
+        for piece in range(plan.total):
+            made[which].acquire()
+            connections[which].sendall(totals[piece % number].data)
+
+    threads = [
+        threading.Thread(target=work, args=(which,), daemon=True)
+        for which in range(plan.workers)
+        for work in (receive, send)
+    ]
+    for thread in threads:
+        thread.start()
+    for piece in range(plan.total):
+        watch.at(piece)
+        for semaphore in full:
+            semaphore.acquire()
+        size = plan.pieces[piece % number]
+        values = [memory[piece % plan.window][:size].view(np.float32) for memory in slots]
+        add(values, totals[piece % number])
+        for which in range(plan.workers):
+            empty[which].release()
+            made[which].release()
+    for thread in threads:
+        thread.join()
+    return watch.seconds
 
 
 def _inline(plan: Plan, start: Start) -> None:
-    number = len(plan.pieces)
     # Holds the port in every process until the server listens there too.
     probe = socket.socket()
     probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     probe.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{probe.getsockname()[1]}"
-
-    async def work() -> float:
-        import grpc.aio
-
-        tensors, watch = _Tensors(plan), _Stopwatch(plan)
-        credit, steps = asyncio.Semaphore(plan.window), asyncio.Semaphore(1)
-        async with grpc.aio.insecure_channel(address, options=_GRPC_OPTIONS) as channel:
-            call: Any = channel.stream_stream("/bare/sum")(wait_for_ready=True)
-
-            async def send() -> None:
-                for piece in range(plan.total):
-                    if piece % number == 0:
-                        await steps.acquire()
-                    await credit.acquire()
-                    await call.write(bytes(tensors.value(piece % number)))
-
-            sender = asyncio.ensure_future(send())
-            for piece in range(plan.total):
-                watch.at(piece)
-                received: bytes = await call.read()
-                tensors.sum(piece % number)[:] = received
-                credit.release()
-                if (piece + 1) % number == 0:
-                    steps.release()
-            used = watch.seconds
-            await sender
-        tensors.check(plan.workers)
-        return used
-
-    async def serve() -> float:
-        import grpc.aio
-
-        watch, ended = _Stopwatch(plan), asyncio.Semaphore(0)
-        waiting: dict[int, list[bytes]] = {}
-        sums: list[asyncio.Queue[bytes]] = []
-
-        async def handle(_: object, context: Any) -> None:
-            queue: asyncio.Queue[bytes] = asyncio.Queue()
-            sums.append(queue)
-
-            async def send() -> None:
-                for _ in range(plan.total):
-                    await context.write(await queue.get())
-
-            sender = asyncio.ensure_future(send())
-            try:
-                for piece in range(plan.total):
-                    contributions = waiting.setdefault(piece, [])
-                    contributions.append(await context.read())
-                    if len(contributions) == plan.workers:
-                        watch.at(piece)
-                        total = _sum(waiting.pop(piece))
-                        for each in sums:
-                            each.put_nowait(total)
-                await sender
-            finally:
-                # A worker that has all sums ends the call, perhaps before the last write is known to be done.
-                sender.cancel()
-                ended.release()
-
-        class Handler(grpc.GenericRpcHandler):
-            def service(self, details: Any) -> Any:
-                return grpc.stream_stream_rpc_method_handler(handle)
-
-        server = grpc.aio.server(options=_GRPC_OPTIONS)
-        server.add_generic_rpc_handlers((Handler(),))
-        server.add_insecure_port(address)
-        await server.start()
-        for _ in range(plan.workers):
-            await ended.acquire()
-        used = watch.seconds
-        await server.stop(_GRACE_SECONDS)
-        return used
-
     with probe:
-        start(lambda: asyncio.run(serve()), is_server=True)
+        start(lambda: asyncio.run(_inline_server(plan, address)), is_server=True)
         for _ in range(plan.workers):
-            start(lambda: asyncio.run(work()), is_server=False)
+            start(lambda: asyncio.run(_inline_worker(plan, address)), is_server=False)
+
+
+async def _inline_worker(plan: Plan, address: str) -> float:
+    import grpc.aio
+
+    number, tensors, watch = len(plan.pieces), _Tensors(plan), _Stopwatch(plan)
+    credit, steps = asyncio.Semaphore(plan.window), asyncio.Semaphore(1)
+    async with grpc.aio.insecure_channel(address, options=_GRPC_OPTIONS) as channel:
+        call: Any = channel.stream_stream("/bare/sum")(wait_for_ready=True)
+
+        async def send() -> None:
+            for piece in range(plan.total):
+                if piece % number == 0:
+                    await steps.acquire()
+                await credit.acquire()
+                await call.write(bytes(tensors.value(piece % number)))
+
+        sender = asyncio.ensure_future(send())
+        for piece in range(plan.total):
+            watch.at(piece)
+            received: bytes = await call.read()
+            tensors.sum(piece % number)[:] = received
+            credit.release()
+            if (piece + 1) % number == 0:
+                steps.release()
+        used = watch.seconds
+        await sender
+    tensors.check(plan.workers)
+    return used
+
+
+async def _inline_server(plan: Plan, address: str) -> float:
+    import grpc.aio
+
+    watch, ended = _Stopwatch(plan), asyncio.Semaphore(0)
+    waiting: dict[int, list[bytes]] = {}
+    sums: list[asyncio.Queue[bytes]] = []
+
+    async def handle(_: object, context: Any) -> None:
+        queue: asyncio.Queue[bytes] = asyncio.Queue()
+        sums.append(queue)
+
+        async def send() -> None:
+            for _ in range(plan.total):
+                await context.write(await queue.get())
+
+        sender = asyncio.ensure_future(send())
+        try:
+            for piece in range(plan.total):
+                contributions = waiting.setdefault(piece, [])
+                contributions.append(await context.read())
+                if len(contributions) == plan.workers:
+                    watch.at(piece)
+                    total = _sum(waiting.pop(piece))
+                    for each in sums:
+                        each.put_nowait(total)
+            await sender
+        finally:
+            # A worker that has all sums ends the call, perhaps before the last write is known to be done.
+            sender.cancel()
+            ended.release()
+
+    class Handler(grpc.GenericRpcHandler):
+        def service(self, details: Any) -> Any:
+            return grpc.stream_stream_rpc_method_handler(handle)
+
+    server = grpc.aio.server(options=_GRPC_OPTIONS)
+    server.add_generic_rpc_handlers((Handler(),))
+    server.add_insecure_port(address)
+    await server.start()
+    for _ in range(plan.workers):
+        await ended.acquire()
+    used = watch.seconds
+    await server.stop(_GRACE_SECONDS)
+    return used
 
 
 def _sum(contributions: Sequence[bytes]) -> bytes:

@@ -140,6 +140,12 @@ _ROUNDS: Final = 5
     metavar="NAME,…",
     help="Run the experiments of docs/benchmarks.md, or some of them: " + ", ".join(["all", *EXPERIMENTS]) + ".",
 )
+@click.option(
+    "--merge",
+    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+    help="Run nothing: add the results of another machine, a benchmarks.json that --suite has written there, to those"
+    " of --output. They replace results of the same experiment on the same kind of processor.",
+)
 def bench(
     workers: Sequence[int],
     aggregators: Sequence[int],
@@ -159,6 +165,7 @@ def bench(
     as_json: bool,
     output: pathlib.Path | None,
     suite: Sequence[str],
+    merge: pathlib.Path | None,
 ) -> None:
     """Measure how fast worker processes on this machine push-pull, and compare psum with other systems.
 
@@ -182,6 +189,9 @@ def bench(
             plots.check()
         except plots.NoPlotsError as error:
             raise click.ClickException(str(error)) from None
+    if merge is not None:
+        _merge(merge, suite, output)
+        return
     limits = Limits(note) if limit else None
     if suite:
         if output is None:
@@ -245,6 +255,20 @@ def _make(
             if not as_json:
                 tables.show(summarise(runs))
     return failed[0] if failed else 0
+
+
+def _merge(file: pathlib.Path, suite: Sequence[str], output: pathlib.Path | None) -> None:
+    """Add the results of a file to those of a directory, and write the page and the plots again."""
+    if output is None or suite:
+        raise click.UsageError("--merge needs --output, a directory such as docs, and no --suite")
+    try:
+        results = page.load(file)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise click.ClickException(
+            f"{file} has no results of `psum bench --suite`: {error}; name a benchmarks.json of this version"
+        ) from None
+    for written in page.write(output, {**page.load(output / "benchmarks.json"), **results}):
+        note(f"wrote {written}")
 
 
 def _openmp() -> list[str]:

@@ -92,8 +92,11 @@ def machine() -> str:
     except importlib.metadata.PackageNotFoundError:
         version = "from source"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    # Caches and memory are those of the whole machine, also for runs that may use a part of it.
+    all_cores = os.cpu_count() or 1
+    part = f"of {all_cores} in the machine, " if len(os.sched_getaffinity(0)) < all_cores else ""
     return (
-        f"{processor()}, {memory:.0f} GiB, Linux"
+        f"{processor()}, {part}{memory:.0f} GiB, Linux"
         f" {platform.release().partition('-')[0]}, Python {platform.python_version()}, psum {version}"
     )
 

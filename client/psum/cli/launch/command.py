@@ -13,6 +13,7 @@ from psum.cli.launch.local_job import run
 from psum.cli.options import Number, aggregators_option, check_variables, plane_option
 from psum.client.elastic_range import Elastic
 from psum.runtime import processors, sensible_processes
+from psum.wire import MAX_WORKERS
 
 
 def suitable_processes(usable: int, workers: int, aggregators: int) -> int:
@@ -21,7 +22,7 @@ def suitable_processes(usable: int, workers: int, aggregators: int) -> int:
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("--workers", type=click.IntRange(1, 4096), required=True, help="The number of copies of COMMAND.")
+@click.option("--workers", type=click.IntRange(1, MAX_WORKERS), required=True, help="The number of copies of COMMAND.")
 @aggregators_option
 @click.option(
     "--processes",

@@ -23,16 +23,28 @@ def never_started(rank: int, rounds: KeyRounds, seconds: float) -> RoundTimeoutE
     )
 
 
-def overdue(rank: int, ticket: Ticket, seconds: float, addresses: Sequence[str]) -> RoundTimeoutError:
-    """No result came from these aggregators; with none given, the operation was not sent to any yet."""
+def overdue(
+    rank: int, ticket: Ticket, seconds: float, addresses: Sequence[str], warning: tuple[float, str] | None = None
+) -> RoundTimeoutError:
+    """No result came in time, and no aggregator has said that the round has failed.
+
+    Args:
+        rank: This worker's rank.
+        ticket: The operation.
+        seconds: How long it has waited.
+        addresses: Where no result came from; none: the operation was not sent to any aggregator yet.
+        warning: The last warning that came from there meanwhile, and how many seconds ago. It mostly says which ranks
+            the round waits for.
+    """
     relayed = ticket.key.relayed
     where = f"{'relay ' if relayed else ''}{', '.join(addresses)}"
     if not addresses:
         where = f"{'its relay' if relayed else 'its aggregators'}, to which it was not yet sent"
     suspect = "that relay, or an aggregator that it forwards to" if relayed else "that aggregator"
+    said = "" if warning is None else f". The last warning from there came {warning[0]:.0f} s ago: {warning[1]}"
     return RoundTimeoutError(
         f"rank {rank} has waited {seconds:.1f} s for the result of key {ticket.key.title} round {ticket.round} from"
-        f" {where}; other ranks may be stuck, or {suspect}",
+        f" {where}; other ranks may be stuck, or {suspect}{said}",
         key=ticket.key.id,
         round=ticket.round,
     )

@@ -61,6 +61,8 @@ class RunningOperations:
         self.recorder: Recorder | None = None
         self.solo: Solo | None = None
         """What completes operations while this process waits to join an elastic job."""
+        self._warnings: dict[int, tuple[float, str]] = {}
+        """The last warning that came on each connection, and when."""
         self._own: dict[Ticket, Callable[[PsumError | None], None]] = {}
         """Running operations of the session itself, and what to call when they end."""
         self._rank = rank
@@ -173,6 +175,10 @@ class RunningOperations:
             window.credit(part)
             part.free()
 
+    def note_warning(self, connection: int, text: str, now: float) -> None:
+        """Notes a warning of an aggregator, which mostly says what rounds wait for: see `expire`."""
+        self._warnings[connection] = now, text
+
     def receive(self, connection: int, row: ShardRound, payload: memoryview, now: float, *, stays: bool) -> None:
         """Takes the result of a shard. One that nobody waits for any more is ignored.
 
@@ -277,12 +283,16 @@ class RunningOperations:
             ticket, since = next(iter(self.since.items()))
             if now - since <= round_timeout:
                 return
-            addresses = [
-                address
-                for address, window in zip(self._addresses, self._windows, strict=True)
+            silent = [
+                number
+                for number, window in enumerate(self._windows)
                 if any(part.ticket is ticket for part in window.outstanding.values())
             ]
-            self.fail_key(ticket.key, error_texts.overdue(self._rank, ticket, now - since, addresses))
+            addresses = [self._addresses[number] for number in silent]
+            told = [self._warnings[number] for number in silent if number in self._warnings]
+            warning = max((each for each in told if each[0] >= since), default=None)
+            last = None if warning is None else (now - warning[0], warning[1])
+            self.fail_key(ticket.key, error_texts.overdue(self._rank, ticket, now - since, addresses, last))
 
     def _complete_alone(self, solo: Solo, ticket: Ticket) -> None:
         error: PsumError | None = None

@@ -290,6 +290,7 @@ class Session:
                 window.drain(to_rows(message.drain.open))
             case "notice":
                 self.notices.append(message.notice.text)
+                self._operations.note_warning(aggregator, message.notice.text, now)
             case "fault":
                 self._fault(FaultError.from_message(message.fault))
             case kind:
@@ -308,7 +309,8 @@ class Session:
     def welcomed(self, welcome: pb.Welcome) -> None:
         """Takes what an aggregator said on a new stream."""
         self._departures.note(welcome.departures)
-        self.joins.welcomed(welcome)
+        if self._elastic:
+            self.joins.welcomed(welcome)
 
     def departures(self, aggregator: int) -> list[pb.Departure]:
         """The members that have left, for the next hello to an aggregator, which may have been started again."""

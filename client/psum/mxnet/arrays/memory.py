@@ -1,10 +1,11 @@
 """The memory of NDArrays: its place, its layout, and its bytes."""
 
 import ctypes
+import os
 from typing import Any, Final
 
 from psum.mxnet.arrays.dlpack import address_of
-from psum.mxnet.compat import QUICK, mx
+from psum.mxnet.compat import LIB, QUICK, mx
 
 _PyMemoryView_FromMemory: Final = ctypes.pythonapi.PyMemoryView_FromMemory
 _PyMemoryView_FromMemory.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int]
@@ -44,7 +45,37 @@ def _find_reorder() -> Any:
     return function
 
 
+def _word_at(address: int) -> int:
+    return ctypes.c_size_t.from_address(address).value
+
+
+def _find_immediate_reorder() -> Any:
+    """Returns mxnet::NDArray::Chunk::Reorder2Default(); None if the library does not have it or chunks are not found.
+
+    An array's chunk is what its views share: the memory, and its layout. Every MXNet so far has the pointer to it first
+    in an NDArray, and the pointer to the memory first in a chunk.
+    """
+    try:
+        # It may take long, so other threads may run.
+        function = LIB["_ZN5mxnet7NDArray5Chunk15Reorder2DefaultEv"]
+        array = mx.nd.zeros((1,))
+        array.wait_to_read()
+        # Not read as memory: what is not an address raises an OSError then.
+        with open("/proc/self/mem", "rb", buffering=0) as memory:
+            memory_of_chunk = os.pread(memory.fileno(), 8, _word_at(array.handle.value))
+    except (AttributeError, OSError, OverflowError):
+        return None
+    if memory_of_chunk != address_of(array).to_bytes(8, "little"):
+        return None
+    function.argtypes, function.restype = [ctypes.c_void_p], None
+    return function
+
+
 _reorder: Final = _find_reorder()
+_reorder_now: Final = _find_immediate_reorder()
+
+#: Whether `set_plain_layout` can be used. Otherwise only `queue_plain_layout`.
+LAYOUT_CAN_BE_SET_AT_ONCE: Final[bool] = _reorder_now is not None
 
 #: False if this library may use oneDNN and has no function to bring its results into the plain layout. Then only a copy
 #: of an array has the plain layout for certain.
@@ -67,3 +98,12 @@ def queue_plain_layout(array: Any) -> None:
     """
     if _reorder is not None:
         _reorder(array.handle)
+
+
+def set_plain_layout(array: Any) -> None:
+    """Changes an array in host memory into the plain layout at once. May take long, and may move its memory.
+
+    Call it where the engine cannot touch the array, such as in an operation that writes it. Where a queued change costs
+    an operation of the engine, this costs nothing for the arrays that need no change: those that have an address.
+    """
+    _reorder_now(_word_at(array.handle.value))

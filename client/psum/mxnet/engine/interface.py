@@ -9,11 +9,8 @@ from typing import Final
 
 from psum.mxnet.compat import MAJOR_VERSION, QUICK, check_call
 
-
-class OnComplete(ctypes.Structure):
-    """What completes an operation (mxnet::engine::CallbackOnComplete)."""
-
-    _fields_ = (("callback", ctypes.c_void_p), ("engine", ctypes.c_void_p), ("parameter", ctypes.c_void_p))
+#: What completes an operation (mxnet::engine::CallbackOnComplete): a function, the engine, and a parameter.
+OnComplete: Final = ctypes.c_size_t * 3
 
 
 class _Context(ctypes.Structure):
@@ -61,26 +58,28 @@ _destroy_error.argtypes, _destroy_error.restype = [ctypes.c_void_p], None
 _ERROR_BYTES: Final = 64
 
 
-def complete(on_complete: OnComplete, error: str | None) -> None:
+def complete(function: int, engine: int, parameter: int, error: str | None) -> None:
     """Tells the engine that an operation has ended.
 
     Args:
-        on_complete: What the engine passed to the operation.
+        function: The function of the OnComplete that the engine passed to the operation.
+        engine: The engine there.
+        parameter: The parameter there.
         error: The text of the MXNetError that a reader of the array gets; None if all went well.
     """
     # The engine has one such function, perhaps a few.
-    callback = _callbacks.get(on_complete.callback)
+    callback = _callbacks.get(function)
     if callback is None:
-        callback = _callbacks[on_complete.callback] = _CompleteFunction(on_complete.callback)
+        callback = _callbacks[function] = _CompleteFunction(function)
     if error is None:
-        callback(on_complete.engine, on_complete.parameter, None)
+        callback(engine, parameter, None)
         return
     storage = ctypes.create_string_buffer(_ERROR_BYTES)
     # MXNet's Python side makes the type from the word before the first colon. C++ ends the text at a NUL.
     text = f"MXNetError: {error}".replace("\0", "")
     _construct_error(storage, text.encode(errors="replace"))
     try:
-        callback(on_complete.engine, on_complete.parameter, ctypes.addressof(storage))
+        callback(engine, parameter, ctypes.addressof(storage))
     finally:
         _destroy_error(storage)
 

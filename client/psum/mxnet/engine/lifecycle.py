@@ -37,6 +37,8 @@ _EXIT_FAILURE_SECONDS: Final = 5.0
 
 _clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
 _pid = os.getpid()
+_forks = 0
+"""How many forks lie between the first process and this one."""
 _raised: BaseException | None = None
 """What the handler of a signal raised while a fork was prepared."""
 
@@ -45,6 +47,11 @@ def watch(client: Client) -> None:
     """Closes the client in order when the process ends, and ends its sums if Ctrl-C has to wait for them."""
     _clients.add(client)
     interrupts.watch(_end_sums)
+
+
+def forks() -> int:
+    """Returns how many forks lie between the first process and this one. It costs less than the process's id."""
+    return _forks
 
 
 def install() -> None:
@@ -100,8 +107,9 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _raised
+    global _raised, _forks
     _raised = None
+    _forks += 1
     _clients.clear()
     operations.forget_all()
     interrupts.forget()

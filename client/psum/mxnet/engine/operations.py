@@ -9,7 +9,6 @@ once:
 The engine's threads call `run` and `skipped`. Until `complete` the engine holds back all later users of the array.
 """
 
-import contextlib
 import ctypes
 import logging
 import sys
@@ -29,26 +28,36 @@ _log = logging.getLogger(__name__)
 _LEAVING_SECONDS: Final = 0.0005
 
 
-class Operation:
-    """One operation. Push it once and, once it runs, complete it exactly once.
+class EngineOperation:
+    """One operation. Push it and, once it runs, complete it exactly once. After its release it may be pushed again.
 
-    Args:
-        run: Called with the operation once the array is ready. It must not wait. If it raises, the operation fails.
-        skipped: Called instead of `run` if an earlier operation on the array failed.
-        waits: Whether the operation only waits for the operations before it.
+    A subclass says what it does.
     """
 
-    def __init__(self, run: Callable[["Operation"], None], skipped: Callable[[], None], *, waits: bool = False) -> None:
-        self.waits = waits
-        self._run = run
-        self._skipped = skipped
+    __slots__ = ("_callback", "_engine", "_parameter", "_ran", "_token")
+
+    waits = False
+    """Whether the operation only waits for the operations before it."""
+
+    def __init__(self) -> None:
+        self._token = 0
+        """The number of its last run."""
         self._ran = False
-        self._on_complete: interface.OnComplete | None = None
-        """What completes it. None before it runs and after it was completed."""
-        self._completing = threading.Lock()
+
+    def run(self) -> None:
+        """The array is ready. It must not wait. If it raises, the operation fails."""
+        raise NotImplementedError
+
+    def skipped(self) -> None:
+        """An earlier operation on the array failed, and this one will not run."""
+
+    def released(self) -> None:
+        """The engine no longer needs it. Nothing of this operation follows."""
 
     def complete(self, error: str | None = None) -> None:
         """Ends the operation, and lets the engine go on with the array. From any thread.
+
+        The engine may release it before this returns.
 
         Args:
             error: The text of an MXNetError. MXNet raises it for the first reader of the array or of what was computed
@@ -57,29 +66,60 @@ class Operation:
         Raises:
             RuntimeError: It does not run, or was completed before. (The engine would not survive a second call.)
         """
-        with self._completing:
-            on_complete, self._on_complete = self._on_complete, None
-        if on_complete is None:
-            raise RuntimeError("an engine operation was completed that does not run, or was completed before")
+        try:
+            _running.remove(self._token)
+        except KeyError:
+            raise RuntimeError("an engine operation was completed that does not run, or was completed before") from None
         if error is not None:
             global _failed
             _failed = True
-        interface.complete(on_complete, error)
+        interface.complete(self._callback, self._engine, self._parameter, error)
 
-    def _begin(self, on_complete: interface.OnComplete) -> None:
+    def _begin(self, token: int, on_complete: int) -> None:
         self._ran = True
-        self._on_complete = on_complete
+        self._token = token
+        # Copied, because the engine's object is gone when this function returns.
+        self._callback, self._engine, self._parameter = interface.OnComplete.from_address(on_complete)[:]
+        _running.add(token)
         try:
-            self._run(self)
+            self.run()
         except BaseException as error:
             _log.exception("an engine operation failed when it was run")
-            # It may have been completed before it raised.
-            with contextlib.suppress(RuntimeError):
+            # If it was completed before it raised, it may run again by now.
+            if token in _running:
                 self.complete(f"{type(error).__name__}: {error}")
 
     def _release(self) -> None:
-        if not self._ran:
-            self._skipped()
+        ran, self._ran = self._ran, False
+        try:
+            if not ran:
+                self.skipped()
+        finally:
+            self.released()
+
+
+class Operation(EngineOperation):
+    """An operation that calls functions. Push it once.
+
+    Args:
+        run: Called with the operation once the array is ready. It must not wait. If it raises, the operation fails.
+        skipped: Called instead of `run` if an earlier operation on the array failed.
+        waits: Whether the operation only waits for the operations before it.
+    """
+
+    def __init__(self, run: Callable[["Operation"], None], skipped: Callable[[], None], *, waits: bool = False) -> None:
+        super().__init__()
+        self.waits = waits
+        self._run = run
+        self._skipped = skipped
+
+    def run(self) -> None:
+        """See EngineOperation."""
+        self._run(self)
+
+    def skipped(self) -> None:
+        """See EngineOperation."""
+        self._skipped()
 
 
 def _fail_interrupted(operation: Operation) -> None:
@@ -90,12 +130,16 @@ def ignore() -> None:
     """Does nothing: for operations that may be skipped."""
 
 
-_registry: Registry[Operation] = Registry()
+_registry: Registry[EngineOperation] = Registry()
+_running: set[int] = set()
+"""The numbers of those that run and were not completed."""
 _failed = False
 """Whether an operation was completed with an error."""
 
 
-def push(array: Any, operation: Operation, *, priority: int = 0, always: bool = False, name: bytes = b"psum") -> None:
+def push(
+    array: Any, operation: EngineOperation, *, priority: int = 0, always: bool = False, name: bytes = b"psum"
+) -> None:
     """Queues an operation that reads and writes one array in place.
 
     It takes one array only. Views and detached copies share their memory, and the engine would deadlock if two NDArrays
@@ -138,7 +182,7 @@ def call_when_ready(handle: ctypes.c_void_p, callback: Callable[[], None], *, wr
 
 
 def _push(
-    handle: ctypes.c_void_p, operation: Operation, *, writes: bool, priority: int, always: bool, name: bytes
+    handle: ctypes.c_void_p, operation: EngineOperation, *, writes: bool, priority: int, always: bool, name: bytes
 ) -> None:
     token = _registry.number()
     try:
@@ -229,10 +273,11 @@ def forget_all() -> None:
     """Forgets all operations. For a forked child, where the parent's operations do not exist."""
     global _registry, _failed
     _registry = Registry()
+    _running.clear()
     _failed = False
 
 
-def _operation(token: int) -> Operation:
+def _operation(token: int) -> EngineOperation:
     """Returns the operation, or one that fails if a signal handler ended its push: the engine may have it anyway."""
     return _registry.get(token) or Operation(_fail_interrupted, ignore)
 
@@ -281,9 +326,7 @@ def _enter_run(*arguments: int) -> None:
     if not _visits.stays:
         _keep_state()
     token, on_complete = arguments[-1], arguments[-2]
-    # Copied, because the engine's object is gone when this function returns.
-    copied = interface.OnComplete.from_buffer_copy(interface.OnComplete.from_address(on_complete))
-    _operation(token)._begin(copied)
+    _operation(token)._begin(token, on_complete)
 
 
 def _enter_release(token: int) -> None:
@@ -299,4 +342,4 @@ def _enter_release(token: int) -> None:
 
 _run: Final = interface.RunFunction(_enter_run)
 _release: Final = interface.ReleaseFunction(_enter_release)
-_INSIDE: Final = {function.__code__ for function in (_enter_run, _enter_release, Operation.complete)}
+_INSIDE: Final = {function.__code__ for function in (_enter_run, _enter_release, EngineOperation.complete)}

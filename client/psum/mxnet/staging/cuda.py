@@ -7,11 +7,10 @@ back, because from CUDA 12 on that would make a context too.
 """
 
 import ctypes
-import functools
 import logging
-import pathlib
-import re
-from typing import Any, Final
+from typing import Final
+
+from psum.cuda.runtime import error_text, runtime
 
 _log = logging.getLogger(__name__)
 
@@ -19,8 +18,6 @@ _log = logging.getLogger(__name__)
 _PORTABLE: Final = 1
 #: cudaHostRegisterReadOnly: for memory that the process may not write to.
 _READ_ONLY: Final = 8
-
-_LIBRARY: Final = re.compile(r"\S*/libcudart\S*\.so\S*")
 
 
 def pin(address: int, size: int, device: int) -> bool:
@@ -65,24 +62,3 @@ def unpin(address: int, device: int) -> None:
     if library is not None:
         library.cudaSetDevice(ctypes.c_int(device))
         library.cudaHostUnregister(ctypes.c_void_p(address))
-
-
-def error_text(code: int) -> str:
-    """Returns what an error of the runtime means, for people."""
-    text: bytes = runtime().cudaGetErrorString(code) or b""
-    return text.decode(errors="replace")
-
-
-@functools.cache
-def runtime() -> Any:
-    """Returns the runtime that MXNet has loaded, or the system's; None if there is none, or no device."""
-    mapped = _LIBRARY.search(pathlib.Path("/proc/self/maps").read_text())
-    try:
-        library = ctypes.CDLL(mapped[0] if mapped else "libcudart.so")
-        devices = ctypes.c_int(0)
-        if library.cudaGetDeviceCount(ctypes.byref(devices)) or not devices.value:
-            return None
-        library.cudaGetErrorString.restype = ctypes.c_char_p
-    except (OSError, AttributeError):
-        return None
-    return library

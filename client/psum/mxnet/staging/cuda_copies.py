@@ -4,7 +4,7 @@ import ctypes
 import functools
 from typing import Any, Final
 
-from psum.mxnet.staging import cuda
+from psum.cuda.runtime import error_text, runtime, that_keeps_the_lock
 
 #: cudaMemcpyKind.
 _TO_DEVICE, _TO_HOST = 1, 2
@@ -31,9 +31,8 @@ class CudaCopies:
 
     def __init__(self, device: int) -> None:
         self._device = device
-        self._runtime = cuda.runtime()
-        # Keeps the interpreter's lock: queueing a copy takes microseconds, getting the lock back perhaps milliseconds.
-        quick = ctypes.PyDLL(self._runtime._name, handle=self._runtime._handle)
+        self._runtime = runtime()
+        quick = that_keeps_the_lock(self._runtime)
         types = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p)
         self._queue, self._copy = quick.cudaMemcpyAsync, self._runtime["cudaMemcpyAsync"]
         self._queue.argtypes = self._copy.argtypes = types
@@ -75,12 +74,12 @@ class CudaCopies:
 
     def _check(self, code: int) -> None:
         if code:
-            raise CopyError(cuda.error_text(code))
+            raise CopyError(error_text(code))
 
 
 def can_copy() -> bool:
     """Whether arrays of GPUs can be copied in this way."""
-    return cuda.runtime() is not None
+    return runtime() is not None
 
 
 @functools.cache

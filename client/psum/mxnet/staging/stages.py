@@ -8,6 +8,8 @@ from collections.abc import Callable, Hashable
 from typing import Any, Final
 
 from psum.client import Block, Client
+from psum.client.per_client import PerClient
+from psum.client.weak_allocator import weak_allocator
 from psum.mxnet.arguments import Arrays
 from psum.mxnet.arrays.dlpack import array_at
 from psum.mxnet.compat import ENGINE_IS_NAIVE
@@ -139,22 +141,10 @@ class StagePool:
         # the handler may wait for that operation.
         self._lock = threading.RLock()
 
-    @classmethod
-    def of(cls, client: Client) -> "StagePool":
+    @staticmethod
+    def of(client: Client) -> "StagePool":
         """Returns the pool of all stores of a client. A new store can use the stages of an old one."""
-        with _making:
-            pool = _pools.get(client)
-            if pool is None:
-                _let_go_of_orphans()
-                # A weak reference: the pool lives as long as the client, and must not keep it alive.
-                reference = weakref.ref(client)
-
-                def allocate(size: int) -> Block | None:
-                    client = reference()
-                    return None if client is None else client.allocate(size)
-
-                pool = _pools[client] = cls(allocate)
-            return pool
+        return _pools.of(client)
 
     def __repr__(self) -> str:
         return f"<StagePool {self.statistics()}>"
@@ -241,9 +231,6 @@ class StagePool:
         self._idle.setdefault(stage.kind, deque()).append(stage)
 
 
-_pools: "weakref.WeakKeyDictionary[Client, StagePool]" = weakref.WeakKeyDictionary()
-_making = threading.RLock()
-
 _orphans: Final[list[_Stage]] = []
 """Stages whose pool is gone. The next pool frees them: the garbage collector may have ended their pool in the middle of
 anything, where it is not safe."""
@@ -258,3 +245,11 @@ def _let_go_of_orphans() -> None:
             operation.complete()
 
         operations.push(stage.array, operations.Operation(let_go, operations.ignore), always=True)
+
+
+def _make_pool(client: Client) -> StagePool:
+    _let_go_of_orphans()
+    return StagePool(weak_allocator(client))
+
+
+_pools: Final = PerClient(_make_pool)

@@ -3,6 +3,15 @@
 It may import client and torch. Begin with transfer.py.
 """
 
-from psum.torch.staging.transfer import Counted, Done, after_results, broadcast, devices_of, push_pull
+from psum.torch.staging.transfer import (
+    Counted,
+    Done,
+    after_results,
+    broadcast,
+    come_after,
+    devices_of,
+    mark,
+    push_pull,
+)
 
-__all__ = ["Counted", "Done", "after_results", "broadcast", "devices_of", "push_pull"]
+__all__ = ["Counted", "Done", "after_results", "broadcast", "come_after", "devices_of", "mark", "push_pull"]

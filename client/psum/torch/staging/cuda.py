@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
+from psum.torch.staging.cuda_calls import calls
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class CudaDevice:
         self._place = place
         self.down: Any = torch.cuda.Stream(place)
         self.up: Any = torch.cuda.Stream(place)
+        self._calls = calls()
 
     @classmethod
     def of(cls, place: torch.device) -> "CudaDevice":
@@ -60,14 +62,22 @@ class CudaDevice:
 
     def record(self, stream: Any) -> Any:
         """See `Device`."""
-        # A thread that waits for a blocking event sleeps. For others it would keep a processor busy.
-        event = torch.cuda.Event(blocking=True)
-        event.record(stream)
-        return event
+        if torch.cuda.current_device() == self._place.index:
+            return self._calls.record(stream)
+        with torch.cuda.device(self._place):
+            return self._calls.record(stream)
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+    def wait(self, stream: Any, event: Any) -> None:
         """See `Device`."""
-        target.copy_(source, non_blocking=True)
+        if torch.cuda.current_device() == self._place.index:
+            self._calls.wait(stream, event)
+        else:
+            with torch.cuda.device(self._place):
+                self._calls.wait(stream, event)
+
+    def copy(self, stream: Any, target: torch.Tensor, source: torch.Tensor, *, pinned: bool) -> None:
+        """See `Device`."""
+        self._calls.copy(stream, target, source, pinned=pinned)
 
     def keep(self, tensor: torch.Tensor, stream: Any) -> None:
         """See `Device`."""

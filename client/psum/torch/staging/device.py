@@ -13,6 +13,13 @@ import torch
 class Event(Protocol):
     """A point of a stream."""
 
+    def query(self) -> bool:
+        """Returns whether the stream has reached the point.
+
+        Raises:
+            RuntimeError: The device has failed.
+        """
+
     def synchronize(self) -> None:
         """Blocks the calling thread until the stream has reached the point.
 
@@ -23,9 +30,6 @@ class Event(Protocol):
 
 class Stream(Protocol):
     """A queue of work."""
-
-    def wait_event(self, event: Event) -> None:
-        """What is queued on this stream from now on begins when the other stream has reached the event's point."""
 
 
 class Device(Protocol):
@@ -51,10 +55,18 @@ class Device(Protocol):
     def record(self, stream: Stream) -> Event:
         """Returns an event for the point that all work that is queued on the stream now leads to."""
 
-    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Queues a copy on the current stream. One tensor is in host memory, the other one on the device.
+    def wait(self, stream: Stream, event: Event) -> None:
+        """What is queued on the stream from now on begins when the event's own stream has reached its point."""
+
+    def copy(self, stream: Stream, target: torch.Tensor, source: torch.Tensor, *, pinned: bool) -> None:
+        """Queues a copy. One tensor is plain and in host memory, the other one is on the device.
 
         The host memory must exist until the copy is done. See `keep` for that of the device.
+
+        Args:
+            stream: The calling thread's current stream.
+            target, source: The tensors, of one dtype and shape.
+            pinned: Whether the host memory is pinned. If not, this may wait for the copy.
         """
 
     def keep(self, tensor: torch.Tensor, stream: Stream) -> None:

@@ -22,6 +22,7 @@ class HostMemory:
     Attributes:
         size: As given.
         offset: The offset in the memory that aggregators read from, None if it does not lie there.
+        pinned: Whether it is pinned.
     """
 
     def __init__(self, size: int, device: Device, allocate: Callable[[int], Block | None]) -> None:
@@ -31,7 +32,8 @@ class HostMemory:
         # A shared mapping, although nobody shares it: after a fork, copy-on-write would replace the pinned pages.
         self._memory: mmap.mmap | memoryview = mmap.mmap(-1, size) if block is None else block.view
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
-        if device.pin(address, size):
+        self.pinned = device.pin(address, size)
+        if self.pinned:
             # Keeps the mapping until it is unpinned, so that the system does not reuse its addresses before.
             weakref.finalize(self, _unpin, device, address, self._memory).atexit = False
 

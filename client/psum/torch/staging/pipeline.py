@@ -4,20 +4,25 @@ A transfer has four steps. The program's thread marks the point of its stream at
 thread queues the copy to host memory on the stream `down`, behind that point. The waiting thread waits until the copy
 is done, and starts the operation. When psum has the result, the copying thread queues the copy to the device on the
 stream `up`, and says that the transfer is done: whatever comes after that on `up` comes after the result.
+
+Each thread does everything that has come in one go, because it seldom gets the interpreter's lock: psum's client holds
+it while it copies sums, and gives it up to another thread after 5 ms at the earliest. If the waiting thread gave the
+lock up for each value, an urgent value, which is copied last, would come to psum when most sums are there.
 """
 
 import atexit
 import contextlib
-import functools
+import logging
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import torch
 from psum.client import Block, Client, PsumError
+from psum.client.weak_allocator import weak_allocator
 from psum.torch.staging.background_thread import Worker
 from psum.torch.staging.buffers import BufferPool
 from psum.torch.staging.device import Device, Event
@@ -25,10 +30,14 @@ from psum.torch.staging.host_memory import HostMemory
 from psum.torch.staging.request import Request
 from psum.torch.tensors import byte_count, described
 
+_log = logging.getLogger(__name__)
+
 #: How long the end of the process waits for transfers.
 _EXIT_SECONDS: Final = 2.0
 
 _Done = Callable[[PsumError | None], None]
+
+_Item = TypeVar("_Item")
 
 
 class Thread(Protocol):
@@ -63,7 +72,7 @@ class _Transfer:
     collector runs.
     """
 
-    __slots__ = ("buffer", "done", "produced", "takes", "tensor")
+    __slots__ = ("buffer", "done", "error", "produced", "takes", "tensor")
 
     def __init__(self, tensor: torch.Tensor, done: _Done, produced: Event, *, takes: bool) -> None:
         self.takes = takes
@@ -72,6 +81,8 @@ class _Transfer:
         self.done = done
         self.produced = produced
         self.buffer: _Buffer | None = None
+        self.error: PsumError | None = None
+        """Why it fails."""
 
     def host(self) -> torch.Tensor:
         """The tensor's value in host memory."""
@@ -106,8 +117,16 @@ class Pipeline:
         self._copying = copying
         self._waiting = waiting
         self._buffers = BufferPool[_Buffer](budget, lambda size: _Buffer(HostMemory(size, device, allocate)))
+        self._begun: deque[tuple[Request, _Transfer]] = deque()
+        """Transfers that the copying thread has not seen yet."""
         self._queued: deque[tuple[Request, _Transfer]] = deque()
         """Transfers that have no memory yet."""
+        self._lowered: deque[tuple[Request, _Transfer, Event]] = deque()
+        """Transfers whose copies to host memory are queued, with what follows them."""
+        self._returned: deque[_Transfer] = deque()
+        """Transfers whose operations have ended, or will never begin."""
+        self._copies_due = self._starts_due = False
+        """Whether each thread is about to look for work."""
         self._count = 0
         """Transfers that are not done."""
         self._counting = threading.Condition()
@@ -119,17 +138,10 @@ class Pipeline:
             pipelines = _pipelines.setdefault(client, {})
             pipeline = pipelines.get(device)
             if pipeline is None:
-                # A weak reference: the pipeline lives as long as the client, and must not keep it alive.
-                reference = weakref.ref(client)
-
-                def allocate(size: int) -> Block | None:
-                    client = reference()
-                    return None if client is None else client.allocate(size)
-
                 threads = Worker("psum-copies"), Worker("psum-waits")
                 pipeline = pipelines[device] = cls(
                     device,
-                    allocate,
+                    weak_allocator(client),
                     budget=client.settings.device_buffers,
                     copying=threads[0],
                     waiting=threads[1],
@@ -152,110 +164,186 @@ class Pipeline:
         transfer = _Transfer(tensor, done, produced, takes=request.takes)
         with self._counting:
             self._count += 1
-        self._copying.do(functools.partial(self._admit, request, transfer))
+        self._begun.append((request, transfer))
+        self._schedule_copies()
 
     def drain(self, timeout: float) -> bool:
         """Waits until all transfers are done. Returns False if some are not after timeout seconds."""
         with self._counting:
             return self._counting.wait_for(lambda: not self._count, timeout)
 
+    def _schedule_copies(self) -> None:
+        if not self._copies_due:
+            self._copies_due = True
+            self._copying.do(self._copy)
+
     # In the copying thread.
 
-    def _admit(self, request: Request, transfer: _Transfer) -> None:
-        self._queued.append((request, transfer))
-        self._admit_queued()
+    def _copy(self) -> None:
+        """Queues copies. Those to the device come first: somebody waits for them, and they free memory for others."""
+        # First, so that whatever comes from now on schedules this again.
+        self._copies_due = False
+        while self._returned or self._begun:
+            if self._returned:
+                self._bring_up(_taken(self._returned))
+            self._queued += _taken(self._begun)
+            if self._queued:
+                self._admit()
 
-    def _admit_queued(self) -> None:
-        """Lends memory to those that wait for it, as far as there is some."""
-        while self._queued:
-            request, transfer = self._queued[0]
-            try:
-                transfer.buffer = self._buffers.take(byte_count(transfer.tensor))
-                if transfer.buffer is None:
-                    return
-                self._queued.popleft()
-                copied = self._bring_down(transfer, transfer.buffer, gives=request.gives or request.stands_in)
-            except Exception as error:
-                if transfer.buffer is None:
-                    self._queued.popleft()
-                self._abort(request, transfer, error)
-            else:
-                self._waiting.do(functools.partial(self._start, request, transfer, copied))
+    def _admit(self) -> None:
+        """Lends memory to those that wait for it, as far as there is some, and queues their copies to host memory."""
+        try:
+            with self._device.use(self._device.down):
+                while self._queued and self._admit_next():
+                    pass
+        except Exception as failure:
+            for request, transfer in _taken(self._queued):
+                self._abort(request, transfer, failure)
+        if self._lowered and not self._starts_due:
+            self._starts_due = True
+            self._waiting.do(self._start)
+
+    def _admit_next(self) -> bool:
+        """Does that for one. Returns False if there is no memory for it yet."""
+        request, transfer = self._queued[0]
+        try:
+            transfer.buffer = self._buffers.take(byte_count(transfer.tensor))
+            if transfer.buffer is None:
+                return False
+            copied = self._bring_down(transfer, transfer.buffer, gives=request.gives or request.stands_in)
+        except Exception as failure:
+            self._abort(request, transfer, failure)
+        else:
+            self._lowered.append((request, transfer, copied))
+        self._queued.popleft()
+        return True
 
     def _bring_down(self, transfer: _Transfer, buffer: _Buffer, *, gives: bool) -> Event:
         """Queues the copy of the value. Returns an event after which psum may use the buffer."""
         device, down = self._device, self._device.down
-        down.wait_event(transfer.produced)
+        device.wait(down, transfer.produced)
         if buffer.last_copy is not None:
-            down.wait_event(buffer.last_copy)
+            device.wait(down, buffer.last_copy)
         if gives:
-            with device.use(down):
-                # The transfer keeps the tensor until the waiting thread has waited for this copy.
-                device.copy(transfer.host(), transfer.tensor)
+            # The transfer keeps the tensor until the waiting thread has waited for this copy.
+            device.copy(down, transfer.host(), transfer.tensor, pinned=buffer.memory.pinned)
         return device.record(down)
 
-    def _bring_up(self, transfer: _Transfer, error: PsumError | None) -> None:
-        """Queues the copy of the result, and ends the transfer."""
-        device, up, buffer = self._device, self._device.up, transfer.buffer
-        assert buffer is not None
-        if error is not None:
-            # An aggregator may still read the memory for other ranks.
-            self._buffers.drop(buffer)
-            self._end(transfer, error)
-            return
+    def _bring_up(self, returned: deque[_Transfer]) -> None:
+        """Queues the copies of results, and ends the transfers."""
+        device, up = self._device, self._device.up
         try:
-            # The waiting thread has waited for the point at which the program began the transfer. So nothing that the
-            # program queued before, such as reading the old value, comes after this copy.
-            if transfer.takes:
-                with device.use(up):
-                    device.copy(transfer.tensor, transfer.host())
-                device.keep(transfer.tensor, up)
-                buffer.last_copy = device.record(up)
+            with device.use(up):
+                for transfer in returned:
+                    if transfer.error is None and transfer.takes:
+                        self._copy_up(transfer, transfer.buffer)
+                last_copy = device.record(up)
+                while returned:
+                    self._end(returned.popleft(), last_copy)
         except Exception as failure:
-            self._buffers.drop(buffer)
-            self._end(transfer, _device_error(transfer, "to", failure))
-            return
-        self._buffers.give_back(buffer)
-        self._end(transfer, None)
+            while returned:
+                transfer = returned.popleft()
+                transfer.error = transfer.error or _device_error(transfer, "to", failure)
+                self._end(transfer, None)
 
-    def _abort(self, request: Request, transfer: _Transfer, failure: Exception) -> None:
-        """Ends a transfer whose value does not come: on all ranks, its key fails."""
-        if transfer.buffer is not None:
-            self._buffers.drop(transfer.buffer)
-        error = _device_error(transfer, "from", failure)
-        # RuntimeError: the operation was started, and what came then failed.
-        with contextlib.suppress(RuntimeError):
-            request.ticket.abort(str(error))
-        self._end(transfer, error)
+    def _copy_up(self, transfer: _Transfer, buffer: _Buffer | None) -> None:
+        """Queues the copy of a result.
 
-    def _end(self, transfer: _Transfer, error: PsumError | None) -> None:
+        The waiting thread has waited for the point at which the program began the transfer. So nothing that the program
+        queued before, such as reading the old value, comes after this copy.
+        """
+        assert buffer is not None
+        device, up = self._device, self._device.up
         try:
-            with contextlib.ExitStack() as stack:
-                try:
-                    if error is None:
-                        stack.enter_context(self._device.use(self._device.up))
-                except Exception as failure:
-                    error = _device_error(transfer, "to", failure)
-                transfer.done(error)
+            device.copy(up, transfer.tensor, transfer.host(), pinned=buffer.memory.pinned)
+            device.keep(transfer.tensor, up)
+        except Exception as failure:
+            transfer.error = _device_error(transfer, "to", failure)
+
+    def _end(self, transfer: _Transfer, last_copy: Event | None) -> None:
+        """Gives the buffer back, and says that the transfer is done.
+
+        Args:
+            transfer: The transfer.
+            last_copy: What follows the copy of its result, if it has not failed.
+        """
+        if (buffer := transfer.buffer) is not None:
+            if transfer.error is not None:
+                # An aggregator may still read the memory for other ranks.
+                self._buffers.drop(buffer)
+            else:
+                if transfer.takes:
+                    buffer.last_copy = last_copy
+                self._buffers.give_back(buffer)
+        try:
+            transfer.done(transfer.error)
+        except Exception:
+            _log.exception("what was to follow the sum of %s failed", described(transfer.tensor))
         finally:
             with self._counting:
                 self._count -= 1
                 self._counting.notify_all()
-            self._admit_queued()
 
     # In the waiting thread.
 
-    def _start(self, request: Request, transfer: _Transfer, copied: Event) -> None:
-        assert transfer.buffer is not None
+    def _start(self) -> None:
+        """Starts all operations whose copies are queued."""
+        self._starts_due = False
+        while self._lowered:
+            self._start_next()
+
+    def _start_next(self) -> None:
+        """Waits for the next value, and starts the operations of all that are in host memory, the most urgent first."""
+        arrived = [self._lowered.popleft()]
+        request, transfer, copied = arrived[0]
         try:
-            copied.synchronize()
-            request.start(
-                transfer.host(),
-                lambda error: self._copying.do(functools.partial(self._bring_up, transfer, error)),
-                transfer.buffer.memory.offset,
-            )
-        except Exception as error:
-            self._copying.do(functools.partial(self._abort, request, transfer, error))
+            if not copied.query():
+                copied.synchronize()
+        except Exception as failure:
+            self._abort(request, transfer, failure)
+            return
+        while self._lowered and _is_reached(self._lowered[0][2]):
+            arrived.append(self._lowered.popleft())
+        arrived.sort(key=lambda each: -each[0].ticket.priority)
+        for request, transfer, _ in arrived:
+            self._start_one(request, transfer)
+
+    def _start_one(self, request: Request, transfer: _Transfer) -> None:
+        assert transfer.buffer is not None
+
+        def ended(error: PsumError | None) -> None:
+            transfer.error = error
+            self._returned.append(transfer)
+            self._schedule_copies()
+
+        try:
+            request.start(transfer.host(), ended, transfer.buffer.memory.offset)
+        except Exception as failure:
+            self._abort(request, transfer, failure)
+
+    # In both.
+
+    def _abort(self, request: Request, transfer: _Transfer, failure: Exception) -> None:
+        """Ends a transfer whose value does not come: on all ranks, its key fails."""
+        transfer.error = _device_error(transfer, "from", failure)
+        # RuntimeError: the operation was started, and what came then failed.
+        with contextlib.suppress(RuntimeError):
+            request.ticket.abort(str(transfer.error))
+        self._returned.append(transfer)
+        self._schedule_copies()
+
+
+def _taken(queue: deque[_Item]) -> deque[_Item]:
+    """Takes what is in a queue, to which other threads may append."""
+    return deque(queue.popleft() for _ in range(len(queue)))
+
+
+def _is_reached(event: Event) -> bool:
+    """Whether an event is reached. If the device has failed, who waits for the event hears of it."""
+    try:
+        return event.query()
+    except Exception:
+        return False
 
 
 def _device_error(transfer: _Transfer, direction: str, error: Exception) -> PsumError:

@@ -9,6 +9,7 @@ import torch
 from psum.client import Client, Contribution, Loan, Operation, PsumError, Store, Ticket, WorkerLostError, scale
 from psum.torch import marks
 from psum.torch.staging.cuda import CudaDevice
+from psum.torch.staging.device import Event
 from psum.torch.staging.last_steps import after
 from psum.torch.staging.pipeline import Pipeline
 from psum.torch.staging.request import Request
@@ -175,6 +176,18 @@ def _tell(counted: Counted, ticket: Ticket, _: Any) -> None:
 def devices_of(tensors: Iterable[torch.Tensor]) -> list[torch.device]:
     """Returns the GPUs that tensors are on: what a torch.futures.Future of them needs as `devices`."""
     return sorted({tensor.device for tensor in tensors if tensor.device.type == "cuda"}, key=str)
+
+
+def mark(place: torch.device) -> Event:
+    """Returns an event for the point of the calling thread's current stream on a GPU."""
+    stream = torch.cuda.current_stream(place)
+    event: Event = CudaDevice.of(place).record(stream)
+    return event
+
+
+def come_after(place: torch.device, event: Event) -> None:
+    """Lets the calling thread's current stream on a GPU come after an event that was recorded on that GPU."""
+    CudaDevice.of(place).wait(torch.cuda.current_stream(place), event)
 
 
 @contextlib.contextmanager
