@@ -122,6 +122,47 @@ def test_a_relay_and_all_of_its_workers_are_killed(job: Job) -> None:
     assert 4 < steps.longest(0) < 5 + CLOSED_SECONDS
 
 
+def test_all_processes_of_a_host_are_killed_whose_aggregator_is_relay_and_owner(job: Job) -> None:
+    """Its next process owns shards again. The other one misses the workers as soon as all aggregators are there."""
+    job.relays = job.owners
+    steps = Steps(job.start(), LOCAL_SIZE)
+    # By then the owners have heard all workers once.
+    steps.run(4.0)
+    job.relays[1].end()
+    steps.end(2)
+    steps.end(3)
+    job.relays[1].start()
+    steps.wait(5)
+    steps.stop()
+    assert steps.counts[-1] == {2}
+    assert 4 < steps.longest(0) < 5 + 2 * CLOSED_SECONDS
+
+
+def test_a_host_that_is_silent_is_lost_and_excluded_when_it_is_heard_again(
+    make_aggregator: Make, make_worker: Make, request: pytest.FixtureRequest
+) -> None:
+    """Relay and workers are stopped, as if the network of their host were cut. No connection is closed."""
+    job = Job(make_aggregator, make_worker, request.node.name, ["--elastic-timeout", "2s"])
+    workers = job.start()
+    steps = Steps(workers, LOCAL_SIZE)
+    # By then the owners have heard all workers once.
+    steps.run(4.0)
+    job.relays[1].process.send_signal(signal.SIGSTOP)
+    for rank in (2, 3):
+        steps.end(rank, signal.SIGSTOP)
+    steps.wait(5)
+    job.relays[1].process.send_signal(signal.SIGCONT)
+    for rank in (2, 3):
+        workers[rank].signal(signal.SIGCONT)
+    for rank in (2, 3):
+        with pytest.raises(WorkerFailed, match="was excluded") as caught:
+            workers[rank].next("stepped")
+        assert caught.value.error["kind"] == "ExcludedError"
+    steps.stop()
+    assert steps.counts[-1] == {2}
+    assert 3 < steps.longest(0) < 4 + CLOSED_SECONDS
+
+
 def test_a_relay_that_comes_back_late_costs_nobody_its_place(job: Job) -> None:
     """Its workers tell the owners that they live, for longer than the time after which those miss a silent worker."""
     steps = Steps(job.start(), LOCAL_SIZE)

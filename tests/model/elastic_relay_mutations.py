@@ -1,11 +1,12 @@
 """Bugs injected into relays of elastic jobs, which random histories of elastic jobs with relays must find."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 import pytest
 
 from psum.aggregator.core import elastic_texts
+from psum.aggregator.core.admissions import Admission
 from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.elastic_membership import ElasticMembership
 from psum.aggregator.core.elastic_rounds import ElasticRounds
@@ -16,6 +17,7 @@ from psum.aggregator.core.relayed_membership import RelayedMembership
 from psum.aggregator.core.round import ShardRounds
 from psum.aggregator.core.waiting_room import WaitingRoom
 from psum.aggregator.relay.core.group_membership import GroupMembership
+from psum.aggregator.relay.core.group_roster import GroupRoster
 from psum.aggregator.relay.core.wanted_values import WantedValues
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
@@ -89,6 +91,17 @@ def a_relay_has_a_view_before_it_has_reached_the_owners(patch: pytest.MonkeyPatc
     patch.setattr(GroupMembership, "reaches_all_owners", mutant)
 
 
+def an_admission_is_told_before_the_group_is_back(patch: pytest.MonkeyPatch) -> None:
+    said_by_all = GroupMembership.said_by_all
+
+    def mutant(self: GroupMembership, admission: Admission, waiting: Collection[int]) -> bool:
+        with patch.context() as some:
+            some.setattr(GroupRoster, "unknown", 0)
+            return said_by_all(self, admission, waiting)
+
+    patch.setattr(GroupMembership, "said_by_all", mutant)
+
+
 ALL = [
     the_sum_of_a_relay_counts_as_one_rank,
     a_relay_is_known_by_its_first_rank,
@@ -98,6 +111,7 @@ ALL = [
     a_rank_is_not_asked_again_for_its_value,
     those_who_wait_at_a_relay_are_refused_with_its_last_member,
     a_relay_has_a_view_before_it_has_reached_the_owners,
+    an_admission_is_told_before_the_group_is_back,
 ]
 
 #: As in mutations.py.
@@ -108,4 +122,5 @@ SEEDS: Final[Mapping[Callable[[pytest.MonkeyPatch], None], int]] = {
     a_rank_is_not_asked_again_for_its_value: 78,
     those_who_wait_at_a_relay_are_refused_with_its_last_member: 2310,
     a_relay_has_a_view_before_it_has_reached_the_owners: 2340,
+    an_admission_is_told_before_the_group_is_back: 7224,
 }

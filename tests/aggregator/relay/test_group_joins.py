@@ -303,6 +303,28 @@ def test_an_admission_is_not_told_before_all_ranks_of_the_group_are_known() -> N
     assert _admitted(group) == [0]
 
 
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_an_admission_is_not_told_before_all_ranks_of_the_group_are_back(comes_back: bool) -> None:
+    """The relay was started again. A rank that is not back may have not admitted the process, and lack sums."""
+    group = Group(ranks=[], size=3)
+    newcomer = pb.Admission(rank=2, generation=1, incarnation=NEWCOMER, ids=[7], rounds=[1], in_group=True)
+    lost = pb.Loss(rank=2, text="gone", in_group=True)
+    group.workers[1] = group.join(1, resuming=True, losses=[lost], admissions=[newcomer])
+    wait(group, 2)
+    assert group.job.uplink.next_message(0) is None
+    if comes_back:
+        group.workers[0] = group.join(0, resuming=True, losses=[lost])
+        group.connect()
+        assert list(group.job.hello(0, False).admissions) == []
+        assert _admitted(group) == []
+        admit(group, 0, rank=2)
+    else:
+        group.pass_time(6)
+        group.connect()
+        assert [each.rank for each in group.job.hello(0, False).admissions] == [2]
+    assert _admitted(group) == [2]
+
+
 def _admitted(group: Group) -> list[int]:
     """The ranks of the admissions that an owner is told of."""
     return [message.admit.admission.rank for message, _ in group.sent() if message.HasField("admit")]

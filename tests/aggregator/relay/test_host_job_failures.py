@@ -34,6 +34,20 @@ def test_an_owner_s_fault_is_told_verbatim(hosts: Hosts) -> None:
     assert "ranks 2-3" in told[0][0].text
 
 
+def test_the_ranks_of_a_group_are_named_whose_workers_were_all_replaced(hosts: Hosts) -> None:
+    """For the relay that is another run; for the other group, the job has failed, because of these ranks."""
+    for rank in (2, 3):
+        hosts.relay(rank).runner.perform(hosts.job(1), hosts.job(1).lost(rank, 0.0, closed=True))
+    relay = hosts.relays[1]
+    relay.now = 2.0
+    relay.join(hello(2, incarnation=999, age_seconds=1.0, worker="host pid 999"))
+    hosts.settle()
+    for worker in hosts.workers[:2]:
+        [fault] = worker.faults()
+        assert (fault.code, list(fault.ranks)) == (pb.FAULT_CODE_WORKER_LOST, [2, 3])
+        assert "vanished, and host pid 999 (peer:2) was started in their place" in fault.text
+
+
 def test_a_lost_worker_fails_the_job_everywhere_and_is_named(hosts: Hosts) -> None:
     """All ranks hear which rank vanished, and not that a relay did."""
     hosts.declare(key(0))

@@ -236,6 +236,8 @@ def kill_workers(
         "s lost per kill, median": round(times["median"], 2),
         "s lost per kill, worst": round(times["worst"], 2),
         "s lost, aggregator too": round(times["both"], 2),
+        "s lost, aggregator too, worst": round(times["both worst"], 2),
+        "the kill that cost most": round(times["worst kill"]),
         "loss": round(end, 5),
         "loss rehearsed": round(expected, 5),
         "noise of the loss": round(noise, 5),
@@ -285,17 +287,21 @@ def _times_lost(
     took = [later - earlier for earlier, later in itertools.pairwise(moments)]
     usual = statistics.median(took)
     lost: dict[bool, list[float]] = {False: [], True: []}
+    by_kill: list[float] = []
     for moment, following in itertools.pairwise([*kills, ended]):
         # The step during which the kill happened ends after it.
         begin, end = (bisect.bisect_left(moments, when) - 1 for when in (moment, following))
         late = [each - usual for each in took[max(0, begin) : max(begin + 1, end)] if each > 3 * usual]
         lost[moment in disturbed].append(sum(late))
+        by_kill.append(sum(late))
     alone, both = lost[False] or [0.0], lost[True] or [0.0]
     return {
         "step": usual,
         "median": statistics.median(alone),
         "worst": max(alone),
         "both": statistics.median(both),
+        "both worst": max(both),
+        "worst kill": 1.0 + by_kill.index(max(by_kill)),
     }
 
 

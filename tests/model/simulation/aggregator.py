@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from psum.aggregator.core.actions import Action, Admit, ConnectUplinks, Refuse, UplinkAction
 from psum.aggregator.core.candidates import Candidate
+from psum.aggregator.core.elastic_job import ElasticJob
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
@@ -191,6 +192,12 @@ class AggregatorProcess:
         for registry in self._registries:
             for refusal in registry.refusals(now):
                 self._decide(None, refusal)
+
+    def vouch(self, rank: int, incarnation: int, now: float) -> None:
+        """Hear from a worker behind a relay that it lives."""
+        for job in self.registry.jobs.values():
+            if isinstance(job, ElasticJob) and job.failure is None:
+                job.members.vouch(rank, incarnation, now)
 
     def drain(self, until: float) -> None:
         """Begin an orderly shutdown that ends at `until` at the latest."""

@@ -67,7 +67,9 @@ class Boundary:
         fleet = self._fleet
         members = [fleet.workers[rank] for rank in self._members]
         refusal = self.newcomer.session.failure
-        ended = isinstance(refusal, WorkerLostError) and bool(fleet.members.survivors)
+        ended = (
+            isinstance(refusal, WorkerLostError) and bool(fleet.members.survivors) and not self.newcomer.found_nobody
+        )
         assert not ended, f"{self._process} was told that the job has ended: {refusal}"
         if self._is_out and (self.newcomer.joined or self.newcomer.failed):
             self.newcomer.die()

@@ -174,7 +174,10 @@ def join(fleet: Fleet, random: Random) -> None:
         for _ in range(fleet.plan.levels):
             fleet.pass_time(FOUND_SECONDS + 1)
             fleet.settle(random, reconnect=True)
-        if not fleet.members.survivors:
+        for worker in fleet.workers:
+            if worker.alive and worker.found_nobody:
+                worker.die()
+        if not fleet.members.survivors or not any(worker.alive and worker.joining for worker in fleet.workers):
             return
     boundary = Boundary(fleet, _next_newcomer(fleet))
     held: set[tuple[str, int, int]] = set()

@@ -319,6 +319,7 @@ class Fleet:
         began = self.now
         for step in range(1, max(1, steps) + 1):
             self.now = began + seconds * step / max(1, steps)
+            self._vouch()
             for aggregator in self.aggregators:
                 if aggregator is not None:
                     aggregator.tick(self.now)
@@ -327,6 +328,15 @@ class Fleet:
         for worker in self.workers:
             if worker.alive:
                 worker.expire(self._round_timeout + 5, self.now)
+
+    def _vouch(self) -> None:
+        """Workers behind one relay tell the owners that they live. Counterpart of psum.client.transport.vouching."""
+        owners = [each for each in self.aggregators[: self.plan.aggregators] if each is not None]
+        for rank, worker in enumerate(self.workers):
+            behind_one = worker.relay is not None and worker.relay.above is None
+            if behind_one and worker.alive and worker.joined and not worker.failed and rank not in self.stopped_ranks:
+                for owner in owners:
+                    owner.vouch(rank, worker.incarnation, self.now)
 
     # Processes
 

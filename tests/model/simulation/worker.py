@@ -113,6 +113,11 @@ class WorkerProcess(Client):
     def failed(self) -> bool:
         return self.session.failure is not None
 
+    @property
+    def found_nobody(self) -> bool:
+        """Whether it was refused because no member could let it in for long: all may have waited for their relays."""
+        return self.joining and "nobody can let another process in" in str(self.session.failure or "")
+
     def lose(self, process: int) -> None:
         connection = self.to(process)
         if connection.stream is not None and connection.resuming and not self.leaving:

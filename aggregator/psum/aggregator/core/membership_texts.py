@@ -246,6 +246,25 @@ def vanished(workers: Sequence[Worker], timeout: float, left: Set[int], now: flo
     )
 
 
+def all_vanished(workers: Sequence[Worker], hello: pb.Hello, peer: str) -> WorkerLostError:
+    """All workers of a job here vanished, and a process that was started after that has come in the place of one.
+
+    Of a relay's group the others must know: their own ranks may live.
+
+    Args:
+        workers: The workers; some may have left before.
+        hello: The process's hello.
+        peer: Its address.
+    """
+    gone = [worker for worker in workers if not worker.left] or workers
+    return WorkerLostError(
+        f"{_who(gone, hello.job)} vanished, and {hello.worker or 'an unnamed worker'} ({peer}) was started in"
+        f" {either(gone, 'its', 'their')} place; look into {either(gone, 'its log', 'their logs')}, then start the job"
+        " again",
+        ranks=_ranks(gone),
+    )
+
+
 def not_back(job: str, roster: Roster, timeout: float) -> WorkerLostError:
     """The aggregator was started again; some ranks came back to it, and others did not."""
     missing = roster.not_joined()

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from psum.aggregator.core import elastic_texts
+from psum.aggregator.core import elastic_texts, membership_texts
 from psum.aggregator.core.actions import Action, Refuse
 from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.candidates import Candidate
@@ -21,7 +21,7 @@ from psum.aggregator.core.waiting_room import WaitingRoom
 from psum.aggregator.core.worker import same_process
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import ExhaustedError, FaultError, TakenError, WorkerLostError
+from psum.wire.errors import ExhaustedError, FaultError, TakenError
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Registry:
         job = self._in_progress(hello.job, now)
         # A worker that comes back belongs to no new run, even if its clock says otherwise.
         if job is not None and not hello.resuming and self._abandoned(job, now - hello.age_seconds):
-            failure = WorkerLostError(f"all workers of job {job.name!r} vanished, and it was started again")
+            failure = membership_texts.all_vanished(list(job.workers.values()), hello, peer)
             actions += [(job, action) for action in job.fail(failure, now)]
             self._end(job, now, abandoned=True)
             job = None

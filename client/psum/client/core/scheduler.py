@@ -67,6 +67,12 @@ class Scheduler(Generic[Item]):
     def __repr__(self) -> str:
         return f"<Scheduler waiting={len(self)} under_way={self.under_way_bytes}/{self.credit_bytes}>"
 
+    @property
+    def first(self) -> Item | None:
+        """What waits and is the most urgent, None if nothing waits."""
+        queue = self._in_order()
+        return queue[0][2] if queue else None
+
     def add(self, item: Item) -> None:
         """Queues an item."""
         self._arrived.append((-item.priority, next(self._order), item))

@@ -148,7 +148,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         actions = super().tick(now)
         if self.failure is None and (unknown := self.members.give_up_unknown(now)):
             text = group_texts.given_up(self.name, unknown, self.members.worker_timeout)
-            actions += [Warn(text, ()), *self._proceed()]
+            actions += [Warn(text, ()), *self._proceed(), *self._tell_joins(now)]
             for rank in self.members.roster.known[:1]:
                 actions += self.rounds.settle(rank)
         return actions + self._values.ask()

@@ -160,7 +160,8 @@ class ElasticUplink(Uplink):
             self.events.append(Admitted(welcome.admission))
 
     def disconnected(self, aggregator: int) -> None:
-        """See Party."""
+        """See Uplink."""
+        super().disconnected(aggregator)
         self._missing.add(aggregator)
         self._reach.lost(aggregator)
 

@@ -47,9 +47,11 @@ class Noticed:
 
     Attributes:
         text: What.
+        aggregator: The index of the uplink.
     """
 
     text: str
+    aggregator: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -95,13 +95,17 @@ class GroupMembership(ElasticMembership):
     def said_by_all(self, admission: Admission, waiting: Collection[int]) -> bool:
         """Whether all ranks of the group that are left have said an admission. Only then may the owners be told.
 
+        Ranks that have not come back to a relay that was started again have not said it either.
+
         Args:
             admission: The admission.
             waiting: The ranks of processes that wait here, and have nothing to say yet.
         """
         roster = self.roster
         saying = (rank for rank in roster.known if rank != admission.rank)
-        return all(roster.member(rank) in admission.said or self._is_waiting(rank, waiting) for rank in saying)
+        return not roster.unknown and all(
+            roster.member(rank) in admission.said or self._is_waiting(rank, waiting) for rank in saying
+        )
 
     def _is_waiting(self, rank: int, waiting: Collection[int]) -> bool:
         return rank in waiting and self.roster.member(rank) is None

@@ -37,6 +37,7 @@ from psum.aggregator.relay.core.forwarded import ForwardedKey, owners_of
 from psum.aggregator.relay.core.introduction import Identity
 from psum.aggregator.relay.core.lacking_ranks import LackingRanks
 from psum.aggregator.relay.core.passed_syncs import FIRST_SYNC, PassedSyncs
+from psum.aggregator.relay.core.silent_owners import SilentOwners
 from psum.aggregator.relay.core.uplink import Uplink
 from psum.client.core.known_departures import from_below, further_up
 from psum.runtime import rank_names
@@ -89,6 +90,7 @@ class HostJob(Job):
         self._asked = AskedRanks(self.uplink.wanted, self.keys, self.workers)
         self._syncs = PassedSyncs(self.uplink)
         self._lacking = LackingRanks(self.open_shards, self.uplink)
+        self._silent = SilentOwners(self.name, self.uplink, limits.warn_after)
         self._leaving_told = False
         """Whether the owners have been told that all ranks leave."""
         self._gone: set[int] = set()
@@ -166,7 +168,8 @@ class HostJob(Job):
                         )
                 case Faulted(fault):
                     actions += self._faulted(fault, now)
-                case Noticed(text):
+                case Noticed(text, aggregator):
+                    self._silent.spoke(aggregator, now)
                     actions.append(Warn(text, self.members.connected()))
                 case _:
                     actions += self._told(event, now)
@@ -279,6 +282,7 @@ class HostJob(Job):
             return actions
         if self._lacking.tell(now):
             actions.append(SendUplinks())
+        actions += [Warn(text, self.members.connected()) for text in self._silent.warnings(now)]
         return actions + self._asked.ask() + self._tell_gone()
 
     def fail(self, failure: FaultError, now: float, ranks: tuple[int, ...] | None = None) -> list[Action]:

@@ -2,25 +2,16 @@
 
 Like the client's session, it makes messages and takes answers, without I/O. It has no operations: its shards are sums
 that the group's job has made, and results go back to that job. HostJob connects the two.
-
-An **uplink** is the way to one aggregator: to an owner of shards, or to a relay further up, through which the way to
-all owners leads.
 """
 
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from psum.aggregator.core.key import Key
-from psum.aggregator.core.round import Phase
 from psum.aggregator.relay.core.events import Arrived, Event, Faulted, Noticed
-from psum.aggregator.relay.core.forwarded import ForwardedKey, ForwardedShard
 from psum.aggregator.relay.core.sent_notes import SentNotes
-from psum.aggregator.relay.core.wanted_sums import WantedSums
-from psum.client.core.counters import Counters
+from psum.aggregator.relay.core.uplink_keys import UplinkKeys
 from psum.client.core.known_departures import KnownDepartures
-from psum.client.core.operation import Operation
-from psum.client.core.send_window import SendWindow
 from psum.planes import WorkerPlane
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import MAX_SHARDS_PER_PAYLOAD, ShardRound, decode, split, to_rows
@@ -29,8 +20,9 @@ from psum.wire.errors import FaultError, ProtocolError, PsumError
 _NOTHING: Final = memoryview(b"")
 
 
-class Uplink:
-    """The state of one relay for one job. Aggregators are named by the index of their uplink.
+class Uplink(UplinkKeys):
+    """The state of one relay for one job: its keys, and what is said about them. Aggregators are named by the index of
+    their uplink.
 
     Args:
         addresses: The address of each uplink.
@@ -49,10 +41,9 @@ class Uplink:
         to_relay: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(addresses, routes, credit_bytes=credit_bytes, to_relay=to_relay, clock=clock)
         self.title = "a relay"
         """Who this is, in the log and in errors."""
-        self.addresses = tuple(addresses)
-        self.counters = Counters()
         self.failure: PsumError | None = None
         """Why nothing more is sent."""
         self.events: list[Event] = []
@@ -61,152 +52,23 @@ class Uplink:
         """The syncs that the group has not confirmed yet, by (uplink, number): who is about to leave."""
         self.departures = KnownDepartures(len(self.addresses))
         """The other members that have left, as the owners or the group's workers have told."""
-        self.keys: dict[int, ForwardedKey] = {}
-        """The keys by id."""
         self.received_bytes = [0] * len(self.addresses)
         """Payload received on each uplink."""
-        self.sent_bytes = [0] * len(self.addresses)
-        """Payload forwarded on each uplink; what was sent again counts once."""
-        self._routes = dict(enumerate(routes))
-        self._to_relay = to_relay
-        self._clock = clock
-        self.windows = [self._make_window(credit_bytes) for _ in addresses]
-        """What is sent on each uplink."""
-        self.wanted = WantedSums(self.keys, self.windows, self.counters)
-        """Sums that owners asked for and that this relay does not keep."""
-        self.lost: set[int] = set()
-        """The uplinks without an open stream, as the shell last said. Only what ends before them depends on it."""
+        self._broken: set[int] = set()
+        """The uplinks whose stream has broken, until there is another one."""
         self._awaited: set[int] = set()
         """The uplinks whose aggregator has not let the group in."""
         self.await_all()
         self.notes = SentNotes(len(self.addresses))
         """What the owners are told beside contributions."""
 
-    def __repr__(self) -> str:
-        return f"<Uplink to {', '.join(self.addresses)} keys={len(self.keys)}>"
-
     # What the group's job says.
-
-    def learn(self, key: Key, owners: dict[int, int], first_owner: int, member: int) -> ForwardedKey:
-        """Notes that a member of the group has declared a key."""
-        forwarded = self.keys.get(key.id)
-        if forwarded is None:
-            counters = self.counters.operations[Operation.BROADCAST if key.broadcast else Operation.SUM]
-            forwarded = self.keys[key.id] = ForwardedKey(key, owners, first_owner, self._routes, counters)
-        forwarded.declared_by.add(member)
-        return forwarded
-
-    def declare(self, forwarded: ForwardedKey) -> None:
-        """Declares a key to its owners. All members of the group have declared it, so the group's rounds are known."""
-        forwarded.declared = True
-        forwarded.rounds = {index: shard.round for index, shard in forwarded.key.shards.items()}
-        self._declare(forwarded)
-
-    def take_back(self, forwarded: ForwardedKey) -> bool:
-        """Notes of which shards the group has lost the last sum, which the owners were told that it has.
-
-        Only one member had it, a relay, and that has ended before its own members had it.
-
-        Returns:
-            Whether there are any. Then the owners must be told again of the key.
-        """
-        if not forwarded.declared:
-            return False
-        shards = forwarded.key.shards
-        # While a result is on its way to where workers read it, the group's round is one behind, but not gathering.
-        lost = [
-            index
-            for index, round in forwarded.rounds.items()
-            if shards[index].round < round and shards[index].phase is Phase.GATHERING
-        ]
-        for index in lost:
-            forwarded.rounds[index] = shards[index].round
-            forwarded.sums.pop(index, None)
-            self.wanted.forget(forwarded.key.id, index)
-        return bool(lost)
-
-    def forward(
-        self,
-        key: Key,
-        index: int,
-        round: int,
-        priority: int,
-        value: memoryview | None,
-        *,
-        timed: bool,
-        contributors: int = 0,
-    ) -> None:
-        """Sends the group's contribution to a round.
-
-        Args:
-            key: The key; it has not failed.
-            index: The shard's number within it.
-            round: The round.
-            priority: How urgent it is.
-            value: The group's sum, or the root's value, unchanged until the result has arrived; None: the root of the
-                broadcast is in another group.
-            timed: Whether a rank of the group asked how long the round waited.
-            contributors: In an elastic job, how many ranks the sum counts.
-        """
-        forwarded = self.keys[key.id]
-        if not forwarded.declared:
-            # A member contributed without declaring the key on its stream.
-            self.declare(forwarded)
-        shard = forwarded.shards.get(index)
-        if shard is None:
-            shard = forwarded.shards[index] = ForwardedShard(forwarded, index)
-        shard.begin(round, priority, value, timed=timed, now=self._clock(), contributors=contributors)
-        uplink = forwarded.route[index]
-        self.sent_bytes[uplink] += shard.size
-        self.windows[uplink].add(shard)
-
-    def keep(self, key: Key, index: int, round: int, memory: memoryview) -> None:
-        """Keeps a result in the memory from which workers read it, rather than as it came."""
-        forwarded = self.keys.get(key.id)
-        if forwarded is not None and forwarded.rounds.get(index) == round + 1 and index in forwarded.sums:
-            forwarded.keep(index, memory)
 
     def confirm(self, uplink: int, number: int) -> None:
         """The group has all sums of this uplink that it has been sent."""
         if (uplink, number) in self.syncs:
             del self.syncs[uplink, number]
             self.windows[uplink].syncs.append(number)
-
-    def fail_key(self, key: Key, abort: pb.Abort, *, known: bool) -> None:
-        """Ends a key, which has failed in the group.
-
-        Args:
-            key: The key.
-            abort: What the owners are told.
-            known: Whether they know it. Then only an owner that is started again is told.
-        """
-        forwarded = self.keys.get(key.id)
-        if forwarded is None or forwarded.failed:
-            return
-        self._end(forwarded)
-        forwarded.abort = abort
-        if not forwarded.declared:
-            forwarded.declared = True
-            first = {shard.index: shard.round for shard in key.declared.shards}
-            forwarded.rounds = {index: first[index] for index in forwarded.owners}
-            if not known:
-                self._declare(forwarded)
-        if not known:
-            for uplink in forwarded.uplinks:
-                self.windows[uplink].aborts.append(abort)
-
-    def _end(self, forwarded: ForwardedKey) -> None:
-        """Lets go of what is under way of a key, and of what is kept."""
-        forwarded.failed = True
-        forwarded.sums.clear()
-        for index, route in forwarded.route.items():
-            window, which = self.windows[route], (forwarded.key.id, index)
-            if (shard := window.outstanding.pop(which, None)) is not None:
-                window.credit(shard)
-            self.wanted.forget(*which)
-        for shard in forwarded.shards.values():
-            # An entry may stay in a queue. The memory must not.
-            shard.value = None
 
     def fail(self, failure: PsumError) -> None:
         """Ends everything: the group's job has failed."""
@@ -219,19 +81,6 @@ class Uplink:
         self.syncs.clear()
         self._release_all()
 
-    def _release_all(self) -> None:
-        """Lets go of all keys, and of what was to be sent of them."""
-        for forwarded in self.keys.values():
-            forwarded.failed = True
-        self.keys.clear()
-        self.wanted.clear()
-        for window in self.windows:
-            window.outstanding.clear()
-            window.postponed.clear()
-            window.scheduler.clear()
-            window.scheduler.forget_credit()
-            window.restores.clear()
-
     def left(self, ranks: Iterable[int]) -> None:
         """Some ranks have left the group while others stay. Nothing more is to be forwarded for them."""
         self.notes.leave(ranks)
@@ -241,16 +90,6 @@ class Uplink:
         for uplink in range(len(self.addresses)):
             # Also of keys that some rank of the group has not declared: the owner may wait for just that rank.
             self.notes.lack(uplink, [row for row in rounds if self._leads_to(uplink, row[0], row[1])])
-
-    def finishes(self, key_id: int, index: int, round: int) -> bool:
-        """Whether the owner of a shard is there and takes a contribution to this round: it does not end before that."""
-        forwarded = self.keys.get(key_id)
-        if forwarded is None:
-            return True
-        if forwarded.route[index] in self.lost:
-            return False
-        still_open = self.windows[forwarded.route[index]].still_open
-        return still_open is None or (key_id, index, round) in still_open
 
     def has_messages(self, aggregator: int) -> bool:
         """Whether something waits to be sent on an uplink; it may wait for credit."""
@@ -345,7 +184,7 @@ class Uplink:
             case "drain":
                 window.drain(to_rows(message.drain.open))
             case "notice":
-                self.events.append(Noticed(message.notice.text))
+                self.events.append(Noticed(message.notice.text, aggregator))
             case "fault":
                 fault = FaultError.from_message(message.fault)
                 self.counters.faults[fault.kind] += 1
@@ -374,12 +213,19 @@ class Uplink:
         window = self.windows[aggregator]
         return bool(window.outstanding) if window.still_open is None else None
 
+    def unreached(self, aggregator: int) -> list[str]:
+        """The addresses of the aggregators without a connection because of which nothing is sent on an uplink."""
+        missing = self._awaited or self._broken.intersection({aggregator})
+        return [self.addresses[each] for each in sorted(missing)]
+
     def disconnected(self, aggregator: int) -> None:
-        """See Party. Only elastic jobs must know."""
+        """Notes that the stream on an uplink has broken."""
+        self._broken.add(aggregator)
 
     def reconnected(self, aggregator: int) -> None:
         """Begins anew on a new stream: declares everything again, and sends again what has no result."""
         self.counters.reconnects += 1
+        self._broken.discard(aggregator)
         declared = [each for each in self.keys.values() if each.declared and aggregator in each.uplinks]
         self.windows[aggregator].start_again(
             [forwarded.declaration(aggregator, to_relay=self._to_relay) for forwarded in declared],
@@ -390,36 +236,9 @@ class Uplink:
         self.syncs = {which: leaving for which, leaving in self.syncs.items() if which[0] != aggregator}
         self.wanted.reopened(aggregator)
 
-    def outstanding_shards(self, aggregator: int) -> int:
-        """How many shards were sent on an uplink and have no result yet."""
-        return len(self.windows[aggregator].outstanding)
-
-    def check(self) -> None:
-        """Asserts the invariants; for tests."""
-        for uplink, window in enumerate(self.windows):
-            under_way = sum(shard.size for shard in window.outstanding.values() if not shard.credited)
-            assert window.scheduler.under_way_bytes == under_way
-            for (key_id, index), shard in window.outstanding.items():
-                forwarded = self.keys[key_id]
-                assert not forwarded.failed
-                assert forwarded.route[index] == uplink
-                assert forwarded.rounds[index] == shard.round
-        self.wanted.check()
-
-    def _make_window(self, credit_bytes: int) -> SendWindow[ForwardedShard]:
-        return SendWindow(credit_bytes, self.counters, self._clock)
-
     def _note_settled(self, aggregator: int) -> None:
         if self.departures.may_lack(aggregator) and self.windows[aggregator].settled:
             self.departures.lacks_nothing(aggregator)
-
-    def _declare(self, forwarded: ForwardedKey) -> None:
-        for uplink in forwarded.uplinks:
-            self.windows[uplink].declarations.append(forwarded.declaration(uplink, to_relay=self._to_relay))
-
-    def _leads_to(self, uplink: int, key_id: int, index: int) -> bool:
-        forwarded = self.keys.get(key_id)
-        return forwarded is not None and forwarded.route.get(index) == uplink
 
     def _result(self, aggregator: int, row: ShardRound, payload: memoryview) -> None:
         window = self.windows[aggregator]
