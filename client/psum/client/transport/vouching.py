@@ -72,9 +72,13 @@ class Vouching:
 
     async def run(self) -> None:
         """Tells all owners until the job ends for this worker."""
-        async with asyncio.TaskGroup() as group:
-            for address in self._addresses:
-                group.create_task(self._vouch_at(address))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for address in self._addresses:
+                    group.create_task(self._vouch_at(address))
+        except Exception:
+            # Operations do not depend on it. But owners may miss this worker if its relay is away.
+            _log.exception("telling the aggregators that this worker lives failed; this is a bug")
 
     async def _vouch_at(self, address: str) -> None:
         pace, away = VouchPace(), self._relay.away
