@@ -76,11 +76,11 @@ def tick(job: Job, now: float) -> list[Action]:
     return actions
 
 
-def silence(job: Job, rank: int) -> list[Action]:
-    """A rank's stream is given up as silent at 10 s, and the time passes after which the rank is lost."""
-    assert job.lost(rank, 10.0) == []
-    assert tick(job, 14.9) == []
-    return tick(job, 15.1)
+def silence(job: Job, rank: int, now: float = 10.0) -> list[Action]:
+    """A rank's stream is given up as silent, and the time passes after which the rank is lost."""
+    assert job.lost(rank, now) == []
+    assert tick(job, now + 4.9) == []
+    return tick(job, now + 5.1)
 
 
 def told(actions: Sequence[Action]) -> list[tuple[list[int], tuple[int, ...]]]:
