@@ -113,107 +113,167 @@ class _Bucket:
         self.buffer = lambda: tensor
 
 
-def work(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure on this rank, and return the results by way."""
-    import torch
-    import torch.distributed as dist
-    from torch.nn.parallel import DistributedDataParallel
+class _Rank:
+    """What one rank measures. It joins the groups, until `close`.
 
-    import psum.torch
+    Args:
+        arguments: Those of the command line.
 
-    torch.set_num_threads(arguments.threads)
-    dist.init_process_group("gloo")
-    groups = {"psum": dist.new_group(backend="psum"), "gloo": dist.group.WORLD, "hook": dist.group.WORLD}
-    hook = psum.torch.hook()
-    inputs = torch.randn(32, arguments.width)
+    Attributes:
+        number: The rank.
+    """
 
-    def network() -> Any:
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        import torch
+        import torch.distributed as dist
+
+        import psum.torch
+
+        torch.set_num_threads(arguments.threads)
+        dist.init_process_group("gloo")
+        self.number = dist.get_rank()
+        self._arguments = arguments
+        self._groups = {"psum": dist.new_group(backend="psum"), "gloo": dist.group.WORLD, "hook": dist.group.WORLD}
+        self._hook = psum.torch.hook()
+        self._inputs = torch.randn(32, arguments.width)
+        self._noted: list[tuple[float, int]] = []
+        """When each bucket of the last step without communication was ready, and its size."""
+        self._silent = self._model("gloo", self._noting_hook())
+
+    def timeline(self) -> tuple[list[tuple[float, int]], float]:
+        """When buckets are ready, in seconds from the beginning of a step, with their sizes; and when a step ends."""
+        moments: list[list[float]] = []
+        ends: list[float] = []
+        for number in range(self._arguments.warmup + self._arguments.rounds):
+            end = self.compute()
+            begin = time.perf_counter() - end
+            # DistributedDataParallel cuts its buckets anew after the first step.
+            if number >= self._arguments.warmup:
+                moments.append([ready - begin for ready, _ in self._noted])
+                ends.append(end)
+        usual = [statistics.median(each) for each in zip(*moments, strict=True)]
+        return [(ready, size) for ready, (_, size) in zip(usual, self._noted, strict=True)], statistics.median(ends)
+
+    def times(self, sizes: Sequence[int]) -> dict[str, dict[str, list[float]]]:
+        """The seconds of steps without communication, of the communication without steps, and of both, by way.
+
+        Args:
+            sizes: The elements of each bucket.
+        """
+        import torch
+
+        tensors = [torch.zeros(size) for size in sizes]
+        ways = self._arguments.ways
+        models = {way: self._model(way, self._hook if way == "hook" else None) for way in ways}
+        times: dict[str, dict[str, list[float]]] = {
+            way: {"compute": [], "communication": [], "step": []} for way in ways
+        }
+        for number in range(self._arguments.warmup + self._arguments.rounds):
+            for way, model in models.items():
+                taken = {
+                    "compute": self.compute(),
+                    "communication": self._communicate(way, tensors),
+                    "step": self._step(model),
+                }
+                for name, seconds in taken.items():
+                    if number >= self._arguments.warmup:
+                        times[way][name].append(seconds)
+        return times
+
+    def compute(self) -> float:
+        """The seconds of a step that sends nothing."""
+        self._noted.clear()
+        return self._step(self._silent)
+
+    @staticmethod
+    def slowest(seconds: Sequence[float]) -> list[float]:
+        """For each of some steps, the seconds of the slowest rank."""
+        import torch
+        import torch.distributed as dist
+
+        tensor = torch.tensor(seconds, dtype=torch.float64)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return list(tensor.tolist())
+
+    def close(self) -> None:
+        """Leaves the groups."""
+        import torch.distributed as dist
+
+        import psum.torch
+
+        del self._silent
+        psum.torch.shutdown()
+        dist.destroy_process_group()
+
+    def _model(self, way: str, hook: Any = None) -> Any:
+        import torch
+        from torch.nn.parallel import DistributedDataParallel
+
+        arguments = self._arguments
         torch.manual_seed(0)
         kind = _sleeping_layer(torch, arguments) if arguments.compute == "sleep" else _linear_layer(torch, arguments)
-        return torch.nn.Sequential(*[kind() for _ in range(arguments.layers)])
+        network = torch.nn.Sequential(*[kind() for _ in range(arguments.layers)])
+        model = DistributedDataParallel(
+            network, process_group=self._groups[way], bucket_cap_mb=arguments.bucket_mb, gradient_as_bucket_view=True
+        )
+        if hook is not None:
+            model.register_comm_hook(None, hook)
+        return model
 
-    def step(model: Any) -> float:
+    def _noting_hook(self) -> Any:
+        """A hook that sends nothing, and notes when each bucket is ready."""
+        import torch
+        import torch.distributed as dist
+
+        # DistributedDataParallel checks the annotations.
+        def note(state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+            self._noted.append((time.perf_counter(), bucket.buffer().numel()))
+            future: Any = torch.futures.Future()
+            future.set_result(bucket.buffer().div_(dist.get_world_size()))
+            return future
+
+        return note
+
+    def _step(self, model: Any) -> float:
+        import torch.distributed as dist
+
         model.zero_grad(set_to_none=False)
         dist.barrier()
         begin = time.perf_counter()
-        model(inputs).sum().backward()
+        model(self._inputs).sum().backward()
         return time.perf_counter() - begin
 
-    def parallel(way: str, its_hook: Any = None) -> Any:
-        model = DistributedDataParallel(
-            network(), process_group=groups[way], bucket_cap_mb=arguments.bucket_mb, gradient_as_bucket_view=True
-        )
-        if its_hook is not None:
-            model.register_comm_hook(None, its_hook)
-        return model
+    def _communicate(self, way: str, tensors: Sequence[Any]) -> float:
+        import torch.distributed as dist
 
-    # The timeline of a step: when buckets are ready, and when the backward pass ends.
-    buckets: list[tuple[float, int]] = []
-
-    def note(state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-        buckets.append((time.perf_counter(), bucket.buffer().numel()))
-        future: Any = torch.futures.Future()
-        future.set_result(bucket.buffer().div_(dist.get_world_size()))
-        return future
-
-    noted = parallel("gloo", note)
-    timelines: list[list[float]] = []
-    ends: list[float] = []
-    for number in range(arguments.warmup + arguments.rounds):
-        buckets.clear()
-        end = step(noted)
-        begin = time.perf_counter() - end
-        # DistributedDataParallel cuts its buckets anew after the first step.
-        if number >= arguments.warmup:
-            timelines.append([ready - begin for ready, _ in buckets])
-            ends.append(end)
-    moments = [statistics.median(each) for each in zip(*timelines, strict=True)]
-    timeline = [(ready, size) for ready, (_, size) in zip(moments, buckets, strict=True)]
-
-    def communicate(way: str) -> float:
         dist.barrier()
         begin = time.perf_counter()
         if way == "hook":
-            pending = [hook(None, _Bucket(index, tensor)) for index, tensor in enumerate(tensors)]
+            pending = [self._hook(None, _Bucket(index, tensor)) for index, tensor in enumerate(tensors)]
         else:
-            pending = [dist.all_reduce(tensor, group=groups[way], async_op=True) for tensor in tensors]
+            pending = [dist.all_reduce(tensor, group=self._groups[way], async_op=True) for tensor in tensors]
         for each in pending:
             each.wait()
         return time.perf_counter() - begin
 
-    tensors = [torch.zeros(size) for _, size in timeline]
-    models = {way: parallel(way, hook if way == "hook" else None) for way in arguments.ways}
-    times: dict[str, dict[str, list[float]]] = {
-        way: {"compute": [], "communication": [], "step": []} for way in arguments.ways
-    }
-    for round_number in range(arguments.warmup + arguments.rounds):
-        for way, model in models.items():
-            taken = {"compute": step(noted), "communication": communicate(way), "step": step(model)}
-            for name, seconds in taken.items():
-                if round_number >= arguments.warmup:
-                    times[way][name].append(seconds)
 
-    def slowest(of_steps: Sequence[float]) -> list[float]:
-        """For each step, the time of the slowest rank."""
-        tensor = torch.tensor(of_steps, dtype=torch.float64)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return list(tensor.tolist())
-
+def work(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure on this rank, and return the results by way."""
+    rank = _Rank(arguments)
+    timeline, end = rank.timeline()
     results = {
         way: report(
-            slowest(its["compute"]),
-            slowest(its["communication"]),
-            slowest(its["step"]),
+            rank.slowest(its["compute"]),
+            rank.slowest(its["communication"]),
+            rank.slowest(its["step"]),
             timeline,
-            statistics.median(ends),
+            end,
         )
-        for way, its in times.items()
+        for way, its in rank.times([size for _, size in timeline]).items()
     }
-    del models, noted
-    psum.torch.shutdown()
-    rank = dist.get_rank()
-    dist.destroy_process_group()
-    return {"rank": rank, "buckets": len(timeline), "megabytes": sum(4 * n for _, n in timeline) / 1e6, "ways": results}
+    rank.close()
+    megabytes = sum(4 * size for _, size in timeline) / 1e6
+    return {"rank": rank.number, "buckets": len(timeline), "megabytes": megabytes, "ways": results}
 
 
 def _sleeping_layer(torch: Any, arguments: argparse.Namespace) -> Callable[[], Any]:

@@ -170,12 +170,12 @@ def test_a_codec_encodes_at_both_levels(make_fleet: Any, monkeypatch: pytest.Mon
     assert on_ranks(fleet, [by(relay, 2) for relay in (here, here, there, there)], work) == [expected] * 4
 
 
-def failure(client: psum.Client, key: str = "w") -> psum.PsumError:
+def failure(client: psum.Client) -> psum.PsumError:
     """Push-pulls until that fails."""
     store = client.store()
     try:
         while True:
-            store.push_pull_async(key, np.ones(3, np.float32)).result(PATIENCE_SECONDS)
+            store.push_pull_async("w", np.ones(3, np.float32)).result(PATIENCE_SECONDS)
     except psum.PsumError as error:
         return error
 

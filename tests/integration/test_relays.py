@@ -23,6 +23,12 @@ PARTITION_BYTES = 1 << 16
 #: Elements of keys: one small shard, several shards, and large ones that other planes carry.
 SIZES = (5, 40_000, 300_000)
 
+#: How many workers each host has.
+LOCAL_SIZE = 2
+
+#: How many steps a training has.
+STEPS = 3
+
 
 def value(rank: int, size: int, step: int = 0) -> Any:
     """The values of a rank. Their sum depends on the order."""
@@ -48,19 +54,18 @@ def on_every_host(
     work: Callable[[psum.Client], Any],
     *,
     relays: Sequence[str],
-    local_size: int = 2,
     num_workers: int = 0,
     **settings: Any,
 ) -> list[Any]:
-    """Does the work on each rank of hosts of as many workers, with a relay each; returns the results by rank.
+    """Does the work on each rank of hosts of LOCAL_SIZE workers, with a relay each; returns the results by rank.
 
     The job may have more workers, which do not come.
     """
-    ranks = local_size * len(relays)
+    ranks = LOCAL_SIZE * len(relays)
 
     def run(rank: int) -> Any:
-        given = {"local_size": local_size, "local_rank": rank % local_size} | settings
-        with fleet.worker(rank, num_workers or ranks, relay=relays[rank // local_size], **given) as client:
+        given = {"local_size": LOCAL_SIZE, "local_rank": rank % LOCAL_SIZE} | settings
+        with fleet.worker(rank, num_workers or ranks, relay=relays[rank // LOCAL_SIZE], **given) as client:
             return work(client)
 
     with ThreadPoolExecutor(ranks) as pool:
@@ -76,19 +81,19 @@ def push_all(client: psum.Client, store: psum.Store, step: int) -> list[bytes]:
     return [array.tobytes() for array in arrays]
 
 
-def train(client: psum.Client, steps: int = 3) -> list[bytes]:
+def train(client: psum.Client) -> list[bytes]:
     """Broadcasts and some steps of all keys at a time; returns all results."""
     store = client.store()
     root = value(99, 1000) if client.rank == 0 else np.zeros(1000, np.float32)
     store.broadcast("weights", root)
     results = [root.tobytes()]
-    for step in range(steps):
+    for step in range(STEPS):
         results += push_all(client, store, step)
     return results
 
 
-def all_expected(steps: int = 3) -> list[bytes]:
-    return [value(99, 1000).tobytes(), *(expected(size, step) for step in range(steps) for size in SIZES)]
+def all_expected() -> list[bytes]:
+    return [value(99, 1000).tobytes(), *(expected(size, step) for step in range(STEPS) for size in SIZES)]
 
 
 @pytest.mark.parametrize("plane", ["inline", "direct", "shm"])
@@ -207,7 +212,7 @@ def test_two_levels(make_fleet: Callable[..., Fleet]) -> None:
         racks = (zero + others[0]) + (others[1] + others[2])
         return ((racks + others[3]) + others[4]).tobytes()  # type: ignore[no-any-return]
 
-    assert results == [[value(99, 1000).tobytes(), *(total(size, step) for step in range(3) for size in SIZES)]] * 6
+    assert results == [[value(99, 1000).tobytes(), *(total(size, step) for step in range(STEPS) for size in SIZES)]] * 6
 
 
 def fails(client: psum.Client) -> psum.PsumError:

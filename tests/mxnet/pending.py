@@ -8,9 +8,9 @@ from psum.mxnet.engine import operations
 from tests.polling import PATIENCE_SECONDS
 
 
-def failed_array(size: int = 2) -> Any:
+def failed_array() -> Any:
     """An array whose computation fails."""
-    array = mx.nd.zeros((size,))
+    array = mx.nd.zeros((2,))
     operations.push(array, operations.Operation(lambda operation: operation.complete("division by zero"), lambda: None))
     return array
 

@@ -71,8 +71,8 @@ def store(client: Any, copies: LateCopies) -> Iterator[BytePS]:
     assert operations.wait_until_idle(PATIENCE_SECONDS)
 
 
-def on_device(*values: float, dtype: str = "float32") -> Any:
-    return mx.nd.array(values, ctx=mx.cpu(1), dtype=dtype)
+def on_device(*values: float) -> Any:
+    return mx.nd.array(values, ctx=mx.cpu(1), dtype="float32")
 
 
 def fail(operation: operations.Operation) -> None:

@@ -23,10 +23,10 @@ def two_ranks(client: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return client
 
 
-def dense(devices: tuple[Any, ...], value: float = 1.0) -> Any:
-    """A layer with two weights."""
+def dense(devices: tuple[Any, ...]) -> Any:
+    """A layer with two weights of 1."""
     net = mx.gluon.nn.Dense(1, in_units=2, use_bias=False)
-    net.initialize(mx.init.Constant(value), ctx=list(devices))
+    net.initialize(mx.init.Constant(1.0), ctx=list(devices))
     return net
 
 

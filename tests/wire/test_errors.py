@@ -1,5 +1,7 @@
 """Faults survive the wire."""
 
+import re
+
 import pytest
 
 from psum.v1 import aggregator_pb2 as pb
@@ -27,3 +29,15 @@ def test_an_unknown_code_is_still_a_fault() -> None:
     fault = errors.FaultError.from_message(pb.Fault(code=pb.FaultCode.ValueType(99), text="new"))
     assert isinstance(fault, errors.FaultError)
     assert str(fault) == "new"
+
+
+def test_the_overview_has_every_exception_below_its_base() -> None:
+    """The tree at the beginning of the file is what a reader sees first."""
+    above: list[str] = []
+    drawn: dict[str, str | None] = {}
+    for branch, name in re.findall(r"^([│├└─ ]*)(\w+Error)\b", errors.__doc__ or "", re.MULTILINE):
+        above[len(branch) // 4 :] = [name]
+        drawn[name] = above[-2] if len(above) > 1 else None
+    classes = {name: each for name, each in vars(errors).items() if isinstance(each, type)}
+    real = {name: each.__bases__[0].__name__ for name, each in classes.items() if issubclass(each, errors.PsumError)}
+    assert drawn == {**real, "PsumError": None}

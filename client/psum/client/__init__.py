@@ -8,7 +8,7 @@
         gradient = np.ones((2, 3), np.float32)
         store.push_pull("w", gradient)  # the sum over all ranks, in place
 
-It needs no framework; psum.mxnet is built on it.
+It needs no framework; psum.mxnet and psum.torch are built on it.
 """
 
 import os

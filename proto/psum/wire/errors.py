@@ -17,9 +17,10 @@ PsumError
     │   └── ExcludedError   this worker was lost to an elastic job, which goes on without it
     ├── RoundTimeoutError   a round waited too long for its slowest rank
     ├── AbortedError        a rank reported that it cannot contribute
-    ├── ExhaustedError      the aggregator has not enough memory for the keys, or no file descriptor for the worker
+    ├── ExhaustedError      the aggregator has no room: no memory or shards, no file descriptor, no place for a job
     ├── DeniedError         the worker may not do this
-    └── InternalError       the aggregator itself failed
+    ├── InternalError       the aggregator itself failed
+    └── UnreachableError    a relay could not reach an aggregator that it forwards to, or lost it
 
 An aggregator reports a FaultError to all ranks with the same text.
 """
@@ -197,7 +198,7 @@ class AbortedError(FaultError):
 
 
 class ExhaustedError(FaultError):
-    """The aggregator has not enough memory for the declared keys, or no file descriptor for the worker."""
+    """The aggregator has no room: no memory or shards for the keys, no file descriptor, or no place for another job."""
 
     code = pb.FAULT_CODE_EXHAUSTED
 

@@ -65,9 +65,9 @@ def faults(actions: Iterable[Action]) -> list[FaultError]:
     return [action.fault for action in actions if isinstance(action, Report)]
 
 
-def refusal(job: Job, hello: pb.Hello, now: float = 2.0) -> FaultError:
+def refusal(job: Job, hello: pb.Hello) -> FaultError:
     """Why a hello is refused; the job goes on."""
-    actions, refused = job.join(hello, "peer:9", now)
+    actions, refused = job.join(hello, "peer:9", 2.0)
     assert actions == []
     assert refused is not None
     assert job.failure is None

@@ -13,11 +13,11 @@ from psum.wire import ShardRound
 FOUR = memoryview(b"abcd")
 
 
-def hello(rank: int, *, num_workers: int = 3, incarnation: int | None = None, resuming: bool = True) -> pb.Hello:
+def hello(rank: int, *, incarnation: int | None = None, resuming: bool = True) -> pb.Hello:
     return pb.Hello(
         job="night",
         rank=rank,
-        num_workers=num_workers,
+        num_workers=3,
         incarnation=100 + rank if incarnation is None else incarnation,
         resuming=resuming,
     )

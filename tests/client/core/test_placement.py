@@ -25,9 +25,9 @@ FLEETS: Final = (*range(2, 17), 24, 32, 48, 64)
 MODELS: Final = {name: workloads.sizes(name) for name in ("resnet50", "vgg16", "transformer", "big", "small")}
 
 
-def loads(sizes: Sequence[int], weights: Sequence[int], partition_bytes: int = 2 << 20) -> list[int]:
+def loads(sizes: Sequence[int], weights: Sequence[int]) -> list[int]:
     """The bytes of each aggregator, where a Trainer has tensors of float32 with so many elements."""
-    placement = Placement(partition_bytes, weights)
+    placement = Placement(2 << 20, weights)
     owned = [0] * len(weights)
     for number, elements in enumerate(sizes):
         name = str(number)

@@ -296,7 +296,7 @@ class ShardRounds(Generic[Result]):
         return ranks
 
     def lacks(self, member: int, ranks: Set[int]) -> None:
-        """Notes which of its ranks a relay waits for in the current round. None: it does not say."""
+        """Notes which of its ranks a relay waits for in the current round. Empty: it does not say."""
         self.lacking = {**(self.lacking or {}), member: ranks}
 
     def waiting_for(self) -> Iterator[int]:

@@ -21,7 +21,9 @@ class OperationCounters:
         self.total = Histogram(ROUND_BOUNDS_SECONDS)
         """Seconds from the beginning of an operation to its complete result."""
         self.sent_bytes = 0
+        """Payload sent, also again after a connection broke."""
         self.received_bytes = 0
+        """Payload of results that completed a shard."""
 
 
 class Counters:
@@ -32,7 +34,9 @@ class Counters:
         self.stalls = 0
         """How often shards had to wait for credit."""
         self.stall_seconds = 0.0
+        """For how long, over all aggregators."""
         self.reconnects = 0
+        """Streams that were opened again."""
         self.restores = 0
         """Sums that this worker gave back to an aggregator that was started again."""
         self.faults: Counter[str] = Counter()
