@@ -10,6 +10,7 @@ from typing import Final
 from psum.cli.bench.bare_plan import PLANES, Plan, pieces
 from psum.cli.bench.cases import count
 from psum.cli.bench.workloads import sizes
+from psum.cli.launch.streaming_copies import streaming_environment
 from psum.client import Settings
 from psum.wire import ElementType
 
@@ -62,7 +63,7 @@ def measure(plan: Plan) -> float:
     try:
         done = subprocess.run(
             [sys.executable, "-m", "psum.cli.bench.bare", plan.dump()],
-            env={**os.environ, **_MALLOC},
+            env={**os.environ, **_MALLOC, **streaming_environment(plan.plane)},
             capture_output=True,
             text=True,
             timeout=_TIMEOUT_SECONDS,

@@ -18,6 +18,7 @@ from psum.cli.bench.measure import Measurement, Plan
 from psum.cli.bench.workloads import sizes
 from psum.cli.launch.job import LocalJob
 from psum.cli.launch.local_job import run as run_locally
+from psum.cli.launch.streaming_copies import streaming_environment
 from psum.wire import ElementType
 
 _GB: Final = 1e9
@@ -57,7 +58,7 @@ class Run:
         of_limit: limit_cpu_s_per_gb divided by the processor seconds of all workers and aggregators per GB. Each worker
             counts as much as rank 0's.
         processor: The name of the processor, and how many of its cores there are.
-        environment: What all processes were given, such as 'OMP_NUM_THREADS=1'.
+        environment: What the workers were given, such as 'OMP_NUM_THREADS=1'.
     """
 
     system: str
@@ -193,6 +194,14 @@ def openmp_environment() -> dict[str, str]:
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or "1"}
 
 
+def worker_environment(system: System) -> dict[str, str]:
+    """Return the variables that a system's workers get: those of all processes, and the copies of `psum launch`.
+
+    Workers of other systems get the same copies as those of psum where it chooses the plane.
+    """
+    return {**openmp_environment(), **streaming_environment(system.plane if system.rival is None else "auto")}
+
+
 def processor() -> str:
     """Return the name of this machine's processor and the number of its cores, such as '2 cores of AMD EPYC'."""
     cpus = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
@@ -239,7 +248,7 @@ def once(system: System, case: Case, effort: Effort, round: int = 0) -> Run:
             status = asyncio.run(run_locally(job))
         else:
             status = rivals.run(
-                system.rival, plan, workers=case.workers, servers=case.aggregators, environ=openmp_environment()
+                system.rival, plan, workers=case.workers, servers=case.aggregators, environ=worker_environment(system)
             )
         if status != 0:
             raise FailedError(status)
@@ -275,7 +284,7 @@ def _report(system: System, case: Case, effort: Effort, round_: int, load: float
         latency_ms=latency,
         idle_share=None if measured.idle_share is None else round(measured.idle_share, 5),
         processor=processor(),
-        environment=" ".join(f"{name}={value}" for name, value in openmp_environment().items()),
+        environment=" ".join(f"{name}={value}" for name, value in worker_environment(system).items()),
     )
 
 

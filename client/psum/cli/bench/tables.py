@@ -24,10 +24,12 @@ def show(summaries: Sequence[Summary]) -> None:
 def title(summaries: Sequence[Summary]) -> str:
     """Return a headline with the case, the number of rounds, the machine and its load."""
     rounds = max(len(summary.runs) for summary in summaries)
-    load = Spread.of([run.load for summary in summaries for run in summary.runs])
     often = f", median (lowest-highest) of {rounds} rounds" if rounds > 1 else ""
-    first = summaries[0].runs[0]
-    about = "; ".join(filter(None, (first.processor, first.environment)))
+    runs = [run for summary in summaries for run in summary.runs]
+    load = Spread.of([run.load for run in runs])
+    # Some systems and planes may have been given more than others.
+    given = dict.fromkeys(word for run in runs for word in run.environment.split())
+    about = "; ".join(filter(None, (runs[0].processor, " ".join(given))))
     return f"{summaries[0].case.title}{often}; {about}; load average {load.show(1)}"
 
 

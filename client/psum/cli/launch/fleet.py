@@ -16,6 +16,7 @@ from psum.cli.launch.guard import Guard
 from psum.cli.launch.job import LocalJob
 from psum.cli.launch.join_check import JoinCheck
 from psum.cli.launch.processes import Child, describe, end, shell_status
+from psum.cli.launch.streaming_copies import streaming_environment
 from psum.cli.launch.supervise import LaunchError
 from psum.cli.launch.verdict import Ending, cause, suspects
 from psum.client.observe.fault_report import FaultReport
@@ -106,9 +107,11 @@ class LocalFleet:
             fault_file=str(self._fault_file(rank)),
             store_port=self._store_port,
         )
+        common = self._environment(rank)
+        streaming = streaming_environment(self._job.plane, common)
         try:
             self._workers[rank] = await self._start(
-                str(rank), f"worker rank {rank}", self._job.command, {**self._environment(rank), **own, **environ}
+                str(rank), f"worker rank {rank}", self._job.command, {**common, **streaming, **own, **environ}
             )
         except OSError as error:
             text = f"cannot run {self._job.command[0]!r} as a worker: {error.strerror or error}"
