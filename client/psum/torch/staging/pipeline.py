@@ -5,9 +5,9 @@ thread queues the copy to host memory on the stream `down`, behind that point. T
 is done, and starts the operation. When psum has the result, the copying thread queues the copy to the device on the
 stream `up`, and says that the transfer is done: whatever comes after that on `up` comes after the result.
 
-Each thread does everything that has come in one go, because it seldom gets the interpreter's lock: psum's client holds
-it while it copies sums, and gives it up to another thread after 5 ms at the earliest. If the waiting thread gave the
-lock up for each value, an urgent value, which is copied last, would come to psum when most sums are there.
+Each thread does everything that has come in one go, because getting the interpreter's lock back may take it 5 ms:
+psum's client holds the lock while it copies sums. If the waiting thread gave the lock up for each value, an urgent
+value, which is copied last, could come to psum when most sums are there.
 """
 
 import atexit
