@@ -138,7 +138,7 @@ def test_a_known_array_in_another_layout(
     store: BytePS, client: Any, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
     """A later result of oneDNN's in the same array, in a layout of its own, is summed in the plain layout."""
-    monkeypatch.setattr(in_place_sum, "LAYOUT_CAN_BE_SET_AT_ONCE", at_once)
+    monkeypatch.setattr(in_place_sum, "layout_can_be_set_at_once", lambda: at_once)
     client.peers = lambda ticket: ticket.value * 10
     out = mx.nd.zeros((2, 8, 14, 14))
     data, weight = mx.nd.arange(2 * 4 * 16 * 16).reshape((2, 4, 16, 16)) % 17, mx.nd.ones((8, 4, 3, 3))

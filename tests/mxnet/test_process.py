@@ -149,6 +149,19 @@ def test_exit_hooks_with_nothing_done(run_python: Callable[..., Any]) -> None:
     assert run.errors == ""
 
 
+def test_importing_does_not_start_the_engine(run_python: Callable[..., Any]) -> None:
+    """MXNet's engine starts its threads with the first operation on an array. A program may fork before that."""
+    program = """
+import os
+import psum.mxnet
+from psum.mxnet.compat import mx
+threads = len(os.listdir("/proc/self/task"))
+mx.nd.ones((1,)).wait_to_read()
+print(len(os.listdir("/proc/self/task")) > threads)
+"""
+    assert run_python(program).check() == "True\n"
+
+
 def test_naive_engine(run_python: Callable[..., Any]) -> None:
     """With MXNet's NaiveEngine everything works, done when the call returns, and a failed sum raises in the call."""
     program = """

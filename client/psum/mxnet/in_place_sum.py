@@ -10,8 +10,8 @@ from typing import Any
 from psum.client import ElementType, PsumError, Ticket, scale
 from psum.mxnet.arrays.dlpack import address_of
 from psum.mxnet.arrays.memory import (
-    LAYOUT_CAN_BE_SET_AT_ONCE,
     bytes_at,
+    layout_can_be_set_at_once,
     queue_plain_layout,
     set_plain_layout,
 )
@@ -80,7 +80,7 @@ class InPlaceSum(operations.EngineOperation):
         self._ticket = ticket
         self._array = array
         try:
-            if not LAYOUT_CAN_BE_SET_AT_ONCE:
+            if not layout_can_be_set_at_once():
                 queue_plain_layout(array)
             operations.push(array, self, priority=priority)
         except BaseException as error:
@@ -127,7 +127,7 @@ class InPlaceSum(operations.EngineOperation):
             try:
                 return address_of(array)
             except MXNetError:
-                if not LAYOUT_CAN_BE_SET_AT_ONCE:
+                if not layout_can_be_set_at_once():
                     raise
                 self._reorders = True
         set_plain_layout(array)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from psum.mxnet.arrays.memory import (
-    LAYOUT_CAN_BE_SET_AT_ONCE,
     flat_bytes,
+    layout_can_be_set_at_once,
     queue_plain_layout,
     set_plain_layout,
     usable_in_place,
@@ -101,7 +101,7 @@ def test_plain_layout_can_be_set_at_once(reused: bool) -> None:
     array = convolution(out=mx.nd.zeros(expected.shape)) if reused else convolution()
     view = array.reshape((-1,))
     array.wait_to_read()
-    assert LAYOUT_CAN_BE_SET_AT_ONCE
+    assert layout_can_be_set_at_once()
     set_plain_layout(array)
     assert flat_bytes(array, expected.nbytes).tobytes() == expected.tobytes()
     assert view.asnumpy().tobytes() == array.asnumpy().tobytes() == expected.tobytes()

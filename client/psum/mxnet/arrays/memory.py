@@ -1,6 +1,7 @@
 """The memory of NDArrays: its place, its layout, and its bytes."""
 
 import ctypes
+import functools
 import os
 from typing import Any, Final
 
@@ -49,8 +50,11 @@ def _word_at(address: int) -> int:
     return ctypes.c_size_t.from_address(address).value
 
 
-def _find_immediate_reorder() -> Any:
+@functools.cache
+def _immediate_reorder() -> Any:
     """Returns mxnet::NDArray::Chunk::Reorder2Default(); None if the library does not have it or chunks are not found.
+
+    It looks at an array, which starts MXNet's engine. So the first sum calls it, and not the import of psum.mxnet.
 
     An array's chunk is what its views share: the memory, and its layout. Every MXNet so far has the pointer to it first
     in an NDArray, and the pointer to the memory first in a chunk.
@@ -72,11 +76,6 @@ def _find_immediate_reorder() -> Any:
 
 
 _reorder: Final = _find_reorder()
-_reorder_now: Final = _find_immediate_reorder()
-
-#: Whether `set_plain_layout` can be used. Otherwise only `queue_plain_layout`.
-LAYOUT_CAN_BE_SET_AT_ONCE: Final[bool] = _reorder_now is not None
-
 #: False if this library may use oneDNN and has no function to bring its results into the plain layout. Then only a copy
 #: of an array has the plain layout for certain.
 LAYOUT_CAN_BE_SET: Final[bool] = _reorder is not None or not any(
@@ -87,6 +86,14 @@ LAYOUT_CAN_BE_SET: Final[bool] = _reorder is not None or not any(
 def usable_in_place(context: Any) -> bool:
     """Returns whether arrays of a context can be read and written in place, without a copy."""
     return LAYOUT_CAN_BE_SET and context.device_type in ("cpu", "cpu_pinned", "cpu_shared")
+
+
+def layout_can_be_set_at_once() -> bool:
+    """Returns whether `set_plain_layout` can be used. Otherwise only `queue_plain_layout`.
+
+    Call it first where the engine may be waited for, so not in an operation.
+    """
+    return _immediate_reorder() is not None
 
 
 def queue_plain_layout(array: Any) -> None:
@@ -106,4 +113,4 @@ def set_plain_layout(array: Any) -> None:
     Call it where the engine cannot touch the array, such as in an operation that writes it. Where a queued change costs
     an operation of the engine, this costs nothing for the arrays that need no change: those that have an address.
     """
-    _reorder_now(_word_at(array.handle.value))
+    _immediate_reorder()(_word_at(array.handle.value))
