@@ -131,7 +131,7 @@ def an_item_larger_than_the_credit_never_passes(patch: pytest.MonkeyPatch) -> No
     take = Scheduler.take
 
     def mutant(self: Scheduler[Part]) -> list[Part]:
-        if self._queue and self._queue[0][2].size > self.credit_bytes:
+        if self._queue and self._queue[0].size > self.credit_bytes:
             return []
         return take(self)
 

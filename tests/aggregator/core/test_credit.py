@@ -1,5 +1,7 @@
 """Credit is returned to those whose contributions wait."""
 
+import time
+
 import pytest
 
 from psum.aggregator.core.actions import ReturnCredit
@@ -20,6 +22,19 @@ def test_credit_is_returned_for_contributions_that_wait(job: Job) -> None:
     assert job.tick(1.0 + CREDIT_HOLD_SECONDS * 2) == [ReturnCredit(1, ((7, 0, 0),))]
     assert job.tick(2.0) == []
     assert not job.credit.pending
+
+
+def test_contributions_that_wait_no_more_are_forgotten_quickly(job: Job) -> None:
+    """A job with many keys has the credit of thousands returned in each step. Each is forgotten in the same time."""
+    declare(job)
+    worker = job.workers[1]
+    # Shards that no round waits for.
+    worker.credited.update(((7, index), (job.keys[7], 0)) for index in range(1, 100_000))
+    begin = time.process_time()
+    job.tick(1.0)
+    # It would be several seconds if each took the longer, the more were forgotten before it.
+    assert time.process_time() - begin < 1.0
+    assert not worker.credited
 
 
 def lending(size: int) -> Job:

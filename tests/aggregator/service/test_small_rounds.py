@@ -302,6 +302,28 @@ def test_a_contribution_that_waits_for_long_lets_go_of_its_message() -> None:
     assert ("1/0/0", expected.tobytes()) in aggregator.answers(0)
 
 
+def test_a_message_is_not_left_because_an_earlier_one_is_old() -> None:
+    """A training sends the same shards again and again. Each message's contributions stay in it for their own time."""
+    aggregator = Aggregator(together=True)
+    for rank in range(RANKS):
+        aggregator.declare(rank)
+    push = Push(0, [1, 2, 4], [0] * 3, 0, 1, timed=False, cut=False)
+    for rank in range(RANKS):
+        assert aggregator.handle(rank, message(dataclasses.replace(push, rank=rank), dict.fromkeys(KEYS, 0))) == ""
+    first = aggregator.now
+    aggregator.now += CREDIT_HOLD_SECONDS / 2
+    data = message(push, dict.fromkeys(KEYS, 1))
+    unused = sys.getrefcount(data)
+    assert aggregator.handle(0, data) == ""
+    second = aggregator.now
+    contributions = aggregator.job.keys[1].shards[0].contributions
+    aggregator.runner.perform(aggregator.job, aggregator.job.tick(first + CREDIT_HOLD_SECONDS))
+    assert contributions[0].obj is data, "it has just come"
+    aggregator.runner.perform(aggregator.job, aggregator.job.tick(second + CREDIT_HOLD_SECONDS))
+    assert contributions[0].obj is not data
+    assert sys.getrefcount(data) == unused
+
+
 @pytest.mark.parametrize("ends", ["fail", "end"])
 def test_a_job_that_is_over_holds_no_message(ends: str) -> None:
     """Not even the last ones, which were to be summed together."""
@@ -343,6 +365,10 @@ def test_contributions_in_their_messages_order_are_not_copied() -> None:
     for other in ([pieces[0]], [pieces[1], pieces[0]], [pieces[0], memoryview(b"wxyz")]):
         assert _joined(other, together) == b"".join(other)
     assert _joined(pieces, None) == payload
+    # Copies are not compared with what they were copied from, which would take longer than to join them.
+    copies = [memoryview(bytes(piece)) for piece in pieces]
+    assert (joined := _joined(copies, together)) == payload
+    assert joined is not payload
 
 
 @pytest.mark.parametrize("elastic", [False, True])

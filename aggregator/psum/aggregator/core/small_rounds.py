@@ -169,14 +169,14 @@ class SmallRounds:
         recent = self._recent
         while recent and now - recent[0][0] >= CREDIT_HOLD_SECONDS:
             since, rank, layout = recent.popleft()
-            if (message := layout.messages.get(rank)) is None:
-                # All were summed.
+            message = layout.messages.get(rank)
+            if message is None or message.since > since:
+                # All were summed. Contributions of a message that came later are not copied before their time.
                 continue
             for shard in layout.shards:
                 if shard is not None:
                     shard.leave_message(rank)
-            if message.since <= since:
-                del layout.messages[rank]
+            del layout.messages[rank]
 
     def clear(self) -> None:
         """Forgets all messages."""

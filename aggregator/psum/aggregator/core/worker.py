@@ -1,7 +1,7 @@
 """One member of a job, as its hello introduced it: a worker, or a relay that stands for several ranks."""
 
 import dataclasses
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 
 from psum.aggregator.core.key import Key
@@ -57,7 +57,8 @@ class Worker:
         sent_bytes: Payload sent to it.
         uncredited: Contributions that count against its credit: since when, key, shard, round.
         credited: Contributions whose credit was returned while their round waits, the oldest first: key and round, by
-            (key's id, shard). Some may have their result meanwhile.
+            (key's id, shard). Some may have their result meanwhile. An OrderedDict, because the oldest are removed one
+            by one: finding the first item of a dict takes as long as the number of items that were removed before it.
     """
 
     hello: pb.Hello
@@ -75,7 +76,7 @@ class Worker:
     received_bytes: int = 0
     sent_bytes: int = 0
     uncredited: deque[tuple[float, Key, int, int]] = dataclasses.field(default_factory=deque)
-    credited: dict[tuple[int, int], tuple[Key, int]] = dataclasses.field(default_factory=dict)
+    credited: OrderedDict[tuple[int, int], tuple[Key, int]] = dataclasses.field(default_factory=OrderedDict)
 
     @property
     def ranks(self) -> tuple[int, ...]:

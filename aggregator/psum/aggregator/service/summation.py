@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from operator import is_
 from typing import Final, cast
 
 from psum.aggregator.core.actions import Action, Sum, SumTogether
@@ -222,6 +223,7 @@ def _row(action: Sum) -> ShardRound:
 
 def _joined(addends: list[memoryview], message: Message | None) -> memoryview:
     """Contributions one after the other. They need not be copied if they are those of a message, in its order."""
-    if message is not None and message.pieces == addends:
+    # Not `==`, which compares the values of views one by one: that takes a hundred times as long as joining them.
+    if message is not None and len(message.pieces) == len(addends) and all(map(is_, message.pieces, addends)):
         return message.payload
     return memoryview(b"".join(addends))

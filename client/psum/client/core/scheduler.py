@@ -1,6 +1,6 @@
 """Decides which shard is sent to an aggregator next: the most urgent one within the credit."""
 
-import itertools
+from operator import attrgetter
 from typing import Final, Generic, Protocol, TypeVar
 
 from psum.wire import BATCH_BYTES
@@ -11,7 +11,7 @@ class Sendable(Protocol):
 
     @property
     def priority(self) -> int:
-        """Higher values are sent first."""
+        """Higher values are sent first. It does not change while the item waits."""
 
     @property
     def size(self) -> int:
@@ -30,6 +30,8 @@ class Sendable(Protocol):
 
 
 Item = TypeVar("Item", bound=Sendable)
+
+_priority: Final = attrgetter("priority")
 
 #: The most items in one message. It bounds how long an urgent item waits while a message is made.
 _MAX_BATCH: Final = 512
@@ -55,11 +57,11 @@ class Scheduler(Generic[Item]):
         """Only this part, one of so many, of a staged item's bytes counts against the credit."""
         self.under_way_bytes = 0
         """Bytes that count against the credit now."""
-        self._queue: list[tuple[int, int, Item]] = []
+        # The items themselves: the garbage collector would visit a tuple for each again and again.
+        self._queue: list[Item] = []
         """What waits, the most urgent first."""
-        self._arrived: list[tuple[int, int, Item]] = []
-        """What has come since something was taken last, in any order."""
-        self._order = itertools.count()
+        self._arrived: list[Item] = []
+        """What has come since something was taken last, in this order."""
 
     def __len__(self) -> int:
         return len(self._queue) + len(self._arrived)
@@ -71,11 +73,11 @@ class Scheduler(Generic[Item]):
     def first(self) -> Item | None:
         """What waits and is the most urgent, None if nothing waits."""
         queue = self._in_order()
-        return queue[0][2] if queue else None
+        return queue[0] if queue else None
 
     def add(self, item: Item) -> None:
         """Queues an item."""
-        self._arrived.append((-item.priority, next(self._order), item))
+        self._arrived.append(item)
 
     def take(self) -> list[Item]:
         """The items of the next message, the most urgent first; none if nothing waits or the credit is used up.
@@ -85,7 +87,7 @@ class Scheduler(Generic[Item]):
         queue, before = self._in_order(), self.under_way_bytes
         batch: list[Item] = []
         size = charged = looked_at = 0
-        for _, _, item in queue:
+        for item in queue:
             if len(batch) == _MAX_BATCH:
                 break
             if item.cancelled:
@@ -107,8 +109,7 @@ class Scheduler(Generic[Item]):
 
     def clear(self) -> list[Item]:
         """Removes and returns all waiting items, the most urgent first."""
-        items = [item for _, _, item in self._in_order()]
-        self._queue.clear()
+        items, self._queue = self._in_order(), []
         return items
 
     def forget_credit(self) -> None:
@@ -121,17 +122,17 @@ class Scheduler(Generic[Item]):
         assert charge <= self.under_way_bytes
         self.under_way_bytes -= charge
 
-    def _in_order(self) -> list[tuple[int, int, Item]]:
+    def _in_order(self) -> list[Item]:
         """What waits, the most urgent first. A training's items mostly come in this order already."""
         queue, arrived = self._queue, self._arrived
         if arrived:
-            arrived.sort()
-            if not queue or queue[-1] < arrived[0]:
-                queue += arrived
-            else:
+            # Equally urgent ones stay in order of arrival: sorting is stable, also in reverse.
+            arrived.sort(key=_priority, reverse=True)
+            in_order = not queue or queue[-1].priority >= arrived[0].priority
+            queue += arrived
+            if not in_order:
                 # Merges two sorted runs.
-                queue += arrived
-                queue.sort()
+                queue.sort(key=_priority, reverse=True)
             arrived.clear()
         return queue
 
