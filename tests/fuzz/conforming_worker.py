@@ -1,5 +1,6 @@
 """A conforming worker in a job whose other workers break the protocol, and a check of its sums."""
 
+import contextlib
 import itertools
 
 import numpy as np
@@ -52,6 +53,10 @@ class ConformingWorker:
         restored: dict[tuple[int, int, int], set[bytes]] = {}
         for data in sent:
             _collect(data, pushed, restored)
+        # A mistake may make one member stand for the ranks of several.
+        known = {tuple(self._conversation.hello(first).ranks) for first in self._conversation.firsts}
+        others = len(self._conversation.firsts) - 1
+        fewest = others if _claimed(sent) <= known else min(1, others)
         for round, tensor, ticket, value in self._operations:
             [error] = self.worker.outcomes[ticket]
             if error is not None:
@@ -65,19 +70,20 @@ class ConformingWorker:
                 if got in restored.get(shard_round, ()):
                     continue
                 mine = bytes(own[shard.start : shard.stop])
-                if got not in self._possible(tensor, mine, pushed.get(shard_round, set())):
+                contributions = pushed.get(shard_round, set())
+                if not any(got in self._possible(tensor, mine, contributions, n) for n in range(fewest, others + 1)):
                     raise ViolationError(
                         f"{ticket!r} shard {shard.index} is {got[:50]!r}, which does not fit any contributions"
                     )
 
-    def _possible(self, tensor: Tensor, mine: bytes, others: set[bytes]) -> set[bytes]:
-        """Return the possible sums, given the other ranks' contributions."""
+    def _possible(self, tensor: Tensor, mine: bytes, others: set[bytes], number: int) -> set[bytes]:
+        """Return the possible sums, given the contributions of the other members, and their number."""
         if tensor.operation is Operation.BROADCAST:
             return {mine} if self._rank == 0 else others
         dtype = tensor.element_type.numpy
         sums = set()
         fitting = [np.frombuffer(o, dtype) for o in others if len(o) == len(mine)]
-        for terms in itertools.combinations_with_replacement(fitting, len(self._conversation.firsts) - 1):
+        for terms in itertools.combinations_with_replacement(fitting, number):
             total = np.frombuffer(mine, dtype).copy()
             for term in terms:
                 total += term
@@ -86,6 +92,17 @@ class ConformingWorker:
 
     def _value(self, tensor: Tensor, round: int) -> bytearray:
         return bytearray(tensor.value(self._rank, round))
+
+
+def _claimed(sent: list[bytes]) -> set[tuple[int, ...]]:
+    """Return for which ranks the senders of messages say that they stand."""
+    claimed = set()
+    for data in sent:
+        with contextlib.suppress(DecodeError):
+            message = pb.ExchangeRequest.FromString(data)
+            if message.WhichOneof("kind") == "hello":
+                claimed.add(tuple(message.hello.ranks))
+    return claimed
 
 
 def _collect(

@@ -52,6 +52,14 @@ async def test_a_later_declaration_with_an_unknown_type(target: AggregatorTarget
     assert target.outcomes["stream: disagreement"] == 2
 
 
+async def test_a_real_worker_beside_a_member_that_stands_for_the_others(target: AggregatorTarget) -> None:
+    """Its hello names ranks that are not its own, so its contribution is all that the conforming worker's sum needs."""
+    conversation = job(3)
+    first = pb.ExchangeRequest(hello=conversation.hello(1))
+    first.hello.ranks.extend([1, 2])
+    await target.converse(conversation, [Step(1, first), declare(1), push(1, 0)], conforming_rank=0)
+
+
 async def test_a_real_worker_beside_one_with_an_unknown_type(target: AggregatorTarget) -> None:
     """A conforming worker gets the disagreement and ends in order."""
     conversation = job(2)
