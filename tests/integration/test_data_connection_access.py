@@ -38,7 +38,7 @@ def assert_ended(connection: socket.socket) -> None:
 )
 def test_a_stranger_is_turned_away(make_fleet: Callable[..., Any], said: bytes) -> None:
     """A connection that sends nothing, too little, or an unknown secret is refused."""
-    fleet = make_fleet(1, hello_timeout=0.3)
+    fleet = make_fleet(1, hello_timeout=1.0)
     with fleet.worker(0, 1, plane="direct") as client:
         with socket.create_connection(("127.0.0.1", fleet.servers[0]._data_port.port), 10) as connection:
             # It may be refused before it has sent everything.

@@ -13,7 +13,7 @@ from psum.v1 import aggregator_pb2 as pb
 from psum.v1 import aggregator_pb2_grpc as rpc
 from psum.wire import ShardRound, to_columns
 
-SETTINGS = Settings(listen=("127.0.0.1:0",), hello_timeout=0.5, round_timeout=2.0)
+SETTINGS = Settings(listen=("127.0.0.1:0",), hello_timeout=2.0, round_timeout=2.0)
 
 
 @pytest_asyncio.fixture
