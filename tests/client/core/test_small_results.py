@@ -9,6 +9,7 @@ import pytest
 from psum.client import ElementType, Operation, Ticket
 from psum.client.core.running_operations import RunningOperations
 from psum.client.core.session import Session
+from psum.planes.direct import DirectWorker
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, decode, encode, to_columns, to_rows
 from psum.wire.errors import ProtocolError, PsumError
@@ -167,3 +168,25 @@ def test_a_payload_of_another_length_changes_nothing() -> None:
     data = encode(pb.ExchangeResponse(result=pb.Result(shards=to_columns(worker.sent))), bytes(8))
     assert "a payload of 8 bytes for shards with a total of 4 bytes" in worker.receive(data)
     assert worker.state() == before
+
+
+def test_a_payload_that_follows_for_nobody_is_not_taken_for_another_sum() -> None:
+    """After a broken connection, a message may have the sum of one shard again, and then one that is waited for."""
+    worker = Worker(together=True)
+    worker.session.use_plane(0, DirectWorker())
+    worker.push_pull("d", Operation.SUM, 1)
+    worker.send()
+    # Large sums follow their message, and so may small ones.
+    first, second = (row._replace(length=0, outside_size=row.length) for row in worker.sent[:2])
+    assert [(row.shard, row.outside_size) for row in (first, second)] == [(0, _PARTITION_BYTES), (1, _PARTITION_BYTES)]
+    elements = _PARTITION_BYTES // 4
+    sums = [np.full(elements, value, np.int32) for value in (5, 6)]
+
+    def receive(*shards: ShardRound) -> None:
+        result = pb.ExchangeResponse(result=pb.Result(shards=to_columns(shards)))
+        following = [sums[row.shard].data.cast("B") for row in shards]
+        worker.session.handle(0, result, memoryview(b""), following, 2.0)
+
+    receive(first)
+    receive(first, second)
+    assert worker.outs["d"][0][: 2 * elements].tolist() == elements * [5] + elements * [6]

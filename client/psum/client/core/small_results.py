@@ -46,7 +46,8 @@ class SmallResults:
             shards: Which results they are.
             payload: Those that are in the message, one after the other.
             now: The time, in seconds.
-            others: Handles a result that is not ordinary, with its piece of the payload.
+            others: Handles a result that is not ordinary, with its piece of the payload. Also called for results that
+                nobody waits for, in a message with payloads outside of it, so that these are taken in order.
 
         Raises:
             ProtocolError: The columns do not fit each other, or the payload has not the length that they say. Nothing
@@ -69,6 +70,7 @@ class SmallResults:
         released = received = 0
         sent: list[float] = []
         begun: list[float] = []
+        outside = bool(shards.placed)
         pairs = zip(ids, indices, strict=True)
         rows: list[ShardRound] | None = None
         try:
@@ -77,6 +79,11 @@ class SmallResults:
                 part = outstanding.get(pair)
                 if part is None or (ticket := part.ticket).round != round:
                     # It was under way when the operation failed, or had its result already.
+                    if outside:
+                        # The payload that follows the message for it must not be taken for the next result's.
+                        if rows is None:
+                            rows = to_rows(shards)
+                        others(rows[number], payload[start - before : end - before])
                     continue
                 target = ticket.target
                 if (
