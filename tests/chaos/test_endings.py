@@ -24,7 +24,8 @@ def pair(make_aggregator: Callable[..., Any], make_worker: Callable[..., Any]) -
 
 
 def check_peer_error(peer: Any, begin: float, patience: float) -> None:
-    error = peer.next("sum", timeout=patience)["error"]
+    # The next push of a training may hear of it before the sum that is waited for.
+    error = peer.next("sum", "error", timeout=patience)["error"]
     assert error["kind"] == "WorkerLostError"
     assert error["ranks"] == [1]
     assert "rank 1" in error["text"]

@@ -160,6 +160,8 @@ def test_pytorchs_own_file_needs_room_too(client: psum.Client, monkeypatch: pyte
 
 def test_what_is_dropped_leaves_nothing_behind(client: psum.Client, directory: pathlib.Path) -> None:
     """Of 300 tensors that were moved and dropped, no memory, no addresses and no descriptors are left."""
+    # What earlier tests left in cycles may go meanwhile, with its descriptors.
+    gc.collect()
     descriptors = len(os.listdir("/proc/self/fd"))
     before = held(directory)
     shared = SharedStorages.of(client)
@@ -170,7 +172,7 @@ def test_what_is_dropped_leaves_nothing_behind(client: psum.Client, directory: p
         assert offset == 0
         del tensor, array
     assert held(directory) == before
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
     assert len(shared._uses) == 0
     assert "psum" not in "".join(name for name in os.listdir("/dev/shm") if name.startswith("torch_"))
 
