@@ -4,8 +4,6 @@ import contextlib
 import functools
 import gc
 import random
-import types
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,165 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psum import client as psum
-from psum.torch.staging import pipeline as pipelines
 from psum.torch.staging.background_thread import Worker
 from psum.torch.staging.pipeline import Pipeline
 from psum.torch.staging.request import Request
 from tests.integration.conftest import Fleet
+from tests.torch.staging.programs import LateThread, Program, Sum, let_one_go_on
 from tests.torch.staging.stand_in import GARBAGE, Bytes, StandIn, StandInEvent, StandInStream
-
-
-class LateThread:
-    """A thread whose work is done when the test says so."""
-
-    def __init__(self) -> None:
-        self.work: deque[Callable[[], None]] = deque()
-
-    def do(self, work: Callable[[], None]) -> None:
-        self.work.append(work)
-
-    def stop(self) -> None:
-        """There is nothing to stop."""
-
-
-class Sum:
-    """An operation of psum that triples a value of this rank, and takes 7 for that of another one.
-
-    Args:
-        started: Where it goes when it is started.
-        fails: Whether it fails.
-
-    If its value stands in for a lost root's, it leaves that value in the target as the result.
-    """
-
-    def __init__(self, started: list["Sum"], *, fails: bool, priority: int = 0) -> None:
-        self.priority = priority
-        self.key = types.SimpleNamespace(title="key 'w'")
-        self.reason: str | None = None
-        self.fails = fails
-        self._started = started
-
-    def start(
-        self, source: Any, target: Any, done: Any, staged: int | None, *, stands_in: bool = False, borrows: bool = False
-    ) -> None:
-        assert not borrows
-        self._source = source
-        self._target = target
-        self._stands_in = stands_in
-        self._value: Any = None if source is None else source.copy()
-        self._done = done
-        self._started.append(self)
-
-    def abort(self, reason: str) -> None:
-        self.reason = reason
-
-    def finish(self) -> None:
-        """Delivers the result. The value must not have changed since it was handed over."""
-        assert self._source is None or np.array_equal(self._source, self._value)
-        if not self.fails and not self._stands_in:
-            self._target[:] = 7 if self._value is None else self._value * 3
-        self._done(psum.PsumError("lost") if self.fails else None)
-
-
-class Program:
-    """One tensor from its producer to its consumer.
-
-    Args:
-        device: The device.
-        stream: The stream of the producer, and of whoever gets the memory next.
-        consumer: The stream of the consumer.
-        value: The value that the producer writes.
-        gives, takes, stands_in: See Request.
-        reads: Whether the consumer reads the result.
-        doubles: Whether the result is doubled in host memory, as sums of gradients are scaled there.
-    """
-
-    def __init__(
-        self,
-        device: StandIn,
-        stream: StandInStream,
-        consumer: StandInStream,
-        value: Bytes,
-        *,
-        gives: bool,
-        takes: bool,
-        reads: bool,
-        stands_in: bool = False,
-        doubles: bool = False,
-    ) -> None:
-        self._device, self._stream, self._consumer, self._value = device, stream, consumer, value
-        self._gives, self._takes, self._reads = gives, takes, reads
-        self._stands_in, self._doubles = stands_in, doubles
-        self._fails = False
-        self.tensor: torch.Tensor | None
-        self.tensor, self._content = device.tensor(len(value), torch.uint8, stream)
-        self.ends: list[psum.PsumError | None] = []
-        self._event: StandInEvent | None = None
-        self.seen: list[Bytes] = []
-        self._consumed = False
-
-    def begin(self, pipeline: Pipeline, ticket: Any) -> None:
-        """Produces the value late, and begins the transfer."""
-        value, content = self._value, self._content
-        # Not the ticket: it would keep the tensor, and hide a copy to memory that was freed.
-        self._fails = isinstance(ticket, Sum) and ticket.fails
-
-        def produce() -> None:
-            content[:] = value
-
-        with self._device.use(self._stream):
-            self._device.launch(self._stream, produce)
-            assert self.tensor is not None
-            request = Request(
-                ticket,
-                gives=self._gives,
-                takes=self._takes,
-                as_bytes=False,
-                arrived=_double if self._doubles else None,
-                stands_in=self._stands_in,
-            )
-            pipeline.begin(request, self.tensor, self._done)
-
-    @property
-    def may_consume(self) -> bool:
-        return bool(self.ends) and not self._consumed
-
-    def consume(self) -> None:
-        """Reads the result late, unless it is ignored, and drops the tensor."""
-        self._consumed = True
-        if self._event is not None and self._reads:
-            self._consumer.wait_event(self._event)
-            content, seen = self._content, self.seen
-            self._device.launch(self._consumer, lambda: seen.append(content.copy()))
-            assert self.tensor is not None
-            self._device.keep(self.tensor, self._consumer)
-        self.tensor = None
-
-    def check(self) -> None:
-        # Nothing but the operation's own failure may end a transfer with an error. Else there were nothing to compare.
-        assert [error and str(error) for error in self.ends] == ["lost" if self._fails else None]
-        if self.ends == [None] and self._reads:
-            assert np.array_equal(self.seen[0], self._expected())
-
-    def _expected(self) -> Bytes:
-        if not self._takes or self._stands_in:
-            return self._value
-        result = np.full_like(self._value, 7)
-        if self._gives:
-            np.multiply(self._value, 3, out=result)
-        if self._doubles:
-            result *= 2
-        return result
-
-    def _done(self, error: psum.PsumError | None) -> None:
-        self.ends.append(error)
-        if error is None:
-            # As a torch.futures.Future does.
-            self._event = self._device.record(self._device.current_stream())
-
-
-def _double(_: object, array: Any) -> None:
-    array *= 2
 
 
 def run(seed: int, make: Callable[[random.Random], StandIn] = StandIn) -> None:
@@ -223,7 +68,7 @@ def run(seed: int, make: Callable[[random.Random], StandIn] = StandIn) -> None:
 
     while True:
         choices: list[Callable[[], object]] = [program.consume for program in programs if program.may_consume]
-        choices += [functools.partial(_next, thread) for thread in (copying, waiting) if thread.work]
+        choices += [functools.partial(let_one_go_on, thread) for thread in (copying, waiting) if thread.work]
         choices += [deliver] if started else []
         choices += [begin] if len(programs) < total else []
         if not choices:
@@ -236,10 +81,6 @@ def run(seed: int, make: Callable[[random.Random], StandIn] = StandIn) -> None:
     assert pipeline.drain(0)
     for block in device.freed:
         assert (block.content == GARBAGE).all(), "a copy changed memory that had been freed"
-
-
-def _next(thread: LateThread) -> None:
-    thread.work.popleft()()
 
 
 @settings(max_examples=150)
@@ -297,31 +138,6 @@ def test_what_is_missing_is_found(lack: str) -> None:
         run_many()
 
 
-def test_a_device_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the value does not come, the operation is aborted for all ranks with the device's words, and ends once."""
-    chance = random.Random(1)
-    device = StandIn(chance)
-    copying, waiting = LateThread(), LateThread()
-    pipeline = Pipeline(device, lambda _: None, budget=1 << 20, copying=copying, waiting=waiting)
-    stream = device.stream()
-    value = np.zeros(5000, np.uint8)
-    program = Program(device, stream, stream, value, gives=True, takes=True, reads=True)
-    ticket = Sum([], fails=False)
-    program.begin(pipeline, ticket)
-
-    def fail(_: object) -> None:
-        raise RuntimeError("an illegal memory access was encountered")
-
-    monkeypatch.setattr(StandInEvent, "synchronize", fail)
-    for thread in (copying, waiting, copying):
-        _next(thread)
-    assert [str(error) for error in program.ends] == [ticket.reason]
-    assert ticket.reason == (
-        "the copy from the device of uint8 (5000,) on cpu failed: an illegal memory access was encountered"
-    )
-    assert pipeline.drain(0)
-
-
 def test_an_urgent_value_does_not_wait_for_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """When a thread has waited for a value, the operations of all values that have come meanwhile begin without another
     wait, the most urgent first. Each thread is asked once for all of them."""
@@ -335,7 +151,7 @@ def test_an_urgent_value_does_not_wait_for_its_turn(monkeypatch: pytest.MonkeyPa
         ticket: Any = Sum(started, fails=False, priority=priority)
         pipeline.begin(Request(ticket, gives=True, takes=True, as_bytes=False), tensor, lambda _: None)
     assert len(copying.work) == 1
-    _next(copying)
+    let_one_go_on(copying)
     assert len(waiting.work) == 1
     waits = []
 
@@ -345,95 +161,14 @@ def test_an_urgent_value_does_not_wait_for_its_turn(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(StandInEvent, "query", lambda event: bool(waits))
     monkeypatch.setattr(StandInEvent, "synchronize", wait)
-    _next(waiting)
+    let_one_go_on(waiting)
     assert [operation.priority for operation in started] == [7, 1, 1, 0, 0]
     assert len(waits) == 1
     for operation in started:
         operation.finish()
     assert len(copying.work) == 1
-    _next(copying)
+    let_one_go_on(copying)
     assert pipeline.drain(0)
-
-
-def carried_out(device: StandIn, arrived: Callable[[Any, Any], None] | None) -> tuple[Pipeline, list[Any]]:
-    """Runs one transfer. Returns the pipeline, and what its `done` was called with."""
-    copying, waiting = LateThread(), LateThread()
-    pipeline = Pipeline(device, lambda _: None, budget=1 << 20, copying=copying, waiting=waiting)
-    tensor, _ = device.tensor(50, torch.uint8, device.stream())
-    started: list[Sum] = []
-    ends: list[Any] = []
-    ticket: Any = Sum(started, fails=False)
-    pipeline.begin(Request(ticket, gives=True, takes=True, as_bytes=False, arrived=arrived), tensor, ends.append)
-    for thread in (copying, waiting):
-        _next(thread)
-    started[0].finish()
-    _next(copying)
-    return pipeline, ends
-
-
-def test_a_result_that_cannot_be_handed_over_is_an_error_at_once() -> None:
-    """Who waits does not wait for a time-out. The error names the key and what failed."""
-
-    def fail(_ticket: object, _array: object) -> None:
-        raise RuntimeError("no counts")
-
-    pipeline, ends = carried_out(StandIn(random.Random(1)), fail)
-    assert [str(end) for end in ends] == [
-        "the result of key 'w' arrived, and could not be handed over: RuntimeError: no counts"
-    ]
-    assert pipeline.drain(0)
-
-
-def test_a_device_that_fails_at_the_end() -> None:
-    """If the device fails when the result is there, who waits gets that error."""
-
-    class Failing(StandIn):
-        def record(self, stream: Any) -> Any:
-            if stream is self.up and self.copied:
-                self.copied = False
-                raise RuntimeError("the device is gone")
-            return super().record(stream)
-
-        def keep(self, tensor: torch.Tensor, stream: Any) -> None:
-            self.copied = True
-            super().keep(tensor, stream)
-
-        copied = False
-
-    pipeline, ends = carried_out(Failing(random.Random(1)), None)
-    assert [str(end) for end in ends] == ["the copy to the device of uint8 (50,) on cpu failed: the device is gone"]
-    assert pipeline.drain(0)
-
-
-def test_no_memory_for_a_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A transfer for which there is no host memory fails, and the next one goes on."""
-    device = StandIn(random.Random(1))
-    copying, waiting = LateThread(), LateThread()
-    pipeline = Pipeline(device, lambda _: None, budget=1 << 20, copying=copying, waiting=waiting)
-    stream = device.stream()
-    started: list[Sum] = []
-    first, second = (
-        Program(device, stream, stream, np.full(size, 2, np.uint8), gives=True, takes=True, reads=True)
-        for size in (9000, 10)
-    )
-    with monkeypatch.context() as patched:
-        patched.setattr(pipelines, "HostMemory", _no_memory)
-        first.begin(pipeline, ticket := Sum(started, fails=False))
-        _next(copying)
-    assert "Cannot allocate memory" in str(ticket.reason)
-    second.begin(pipeline, Sum(started, fails=False))
-    _next(copying)
-    _next(waiting)
-    started.pop().finish()
-    _next(copying)
-    second.consume()
-    device.finish()
-    second.check()
-    assert [str(error) for error in first.ends] == [ticket.reason]
-
-
-def _no_memory(*_: object) -> None:
-    raise OSError(12, "Cannot allocate memory")
 
 
 def test_with_real_threads_and_aggregators(fleet: Fleet) -> None:
@@ -481,27 +216,3 @@ def test_with_real_threads_and_aggregators(fleet: Fleet) -> None:
     assert all(allocated <= budget for _, allocated, _ in ranks)
     gc.collect()
     assert not any(device.pinned for *_, device in ranks), "memory stays pinned after its pipeline"
-
-
-def test_the_client_is_closed_meanwhile(fleet: Fleet) -> None:
-    """Transfers end with an error, whether their sum was under way, their copy, or not even that."""
-    device = StandIn(random.Random(1))
-    copying, waiting = LateThread(), LateThread()
-    stream = device.stream()
-    with fleet.worker(0, 2, job="closed", staging=True) as client:
-        # Memory for two of three.
-        pipeline = Pipeline(device, client.allocate, budget=20_000, copying=copying, waiting=waiting)
-        store = client.store()
-        programs = []
-        for key in ("sum", "copy", "queued"):
-            program = Program(device, stream, stream, np.ones(8192, np.uint8), gives=True, takes=True, reads=True)
-            program.begin(pipeline, store.reserve(key, shape=(8192,), element_type=psum.ElementType.UINT8))
-            programs.append(program)
-            _next(copying)
-            if key == "sum":
-                _next(waiting)
-        client.close(timeout=0.1)
-    while copying.work or waiting.work:
-        _next(copying if copying.work else waiting)
-    assert pipeline.drain(0)
-    assert [[type(error) for error in program.ends] for program in programs] == [[psum.ClosedError]] * 3
