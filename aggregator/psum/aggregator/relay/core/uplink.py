@@ -24,12 +24,7 @@ class Uplink(UplinkKeys):
     """The state of one relay for one job: its keys, and what is said about them. Aggregators are named by the index of
     their uplink.
 
-    Args:
-        addresses: The address of each uplink.
-        routes: Which uplink leads to each owner, by the owner's index in the workers' list.
-        credit_bytes: Bytes that may be under way on one uplink.
-        to_relay: Whether the only uplink leads to another relay.
-        clock: The time now, as the methods are given it.
+    Args: Those of UplinkKeys.
     """
 
     def __init__(
