@@ -5,7 +5,7 @@ import contextlib
 import pathlib
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -58,13 +58,17 @@ class Fleet:
 
     def on_every_rank(self, num_workers: int, work: Callable[[psum.Client], T], **settings: Any) -> list[T]:
         """Join all ranks, do the work on each in its own thread, and return the results by rank."""
+        return self.on_ranks([settings] * num_workers, work)
+
+    def on_ranks(self, settings: Sequence[Mapping[str, Any]], work: Callable[[psum.Client], T]) -> list[T]:
+        """Do the same with settings of each rank's own, as many as there are ranks."""
 
         def run(rank: int) -> T:
-            with self.worker(rank, num_workers, **settings) as client:
+            with self.worker(rank, len(settings), **settings[rank]) as client:
                 return work(client)
 
-        with ThreadPoolExecutor(num_workers) as pool:
-            return list(pool.map(run, range(num_workers), timeout=PATIENCE_SECONDS))
+        with ThreadPoolExecutor(len(settings)) as pool:
+            return list(pool.map(run, range(len(settings)), timeout=PATIENCE_SECONDS))
 
     def cut(self) -> None:
         """End the streams of all workers, as broken connections would: without waiting for what workers still send."""

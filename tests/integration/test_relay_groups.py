@@ -4,9 +4,8 @@ import pathlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +15,6 @@ from psum.cli.timeline.step_times import Report
 from psum.cli.timeline.traces import load
 from psum.wire import CODECS, IDENTITY, report_of
 from tests.integration.test_codecs import Shifting
-
-T = TypeVar("T")
 
 PATIENCE_SECONDS = 30.0
 
@@ -59,21 +56,9 @@ def push_all(client: psum.Client) -> list[bytes]:
     return results
 
 
-def on_ranks(fleet: Any, settings: Sequence[Mapping[str, Any]], work: Callable[[psum.Client], T]) -> list[T]:
-    """Joins as one rank for each settings, does the work on each in a thread of its own, and returns the results."""
-
-    def run(rank: int) -> T:
-        given = {"partition_bytes": PARTITION_BYTES} | dict(settings[rank])
-        with fleet.worker(rank, len(settings), **given) as client:
-            return work(client)
-
-    with ThreadPoolExecutor(len(settings)) as pool:
-        return list(pool.map(run, range(len(settings)), timeout=PATIENCE_SECONDS))
-
-
 def by(relay: str, size: int, **others: Any) -> dict[str, Any]:
     """The settings of a worker in a group."""
-    return {"relay": relay, "local_size": size, **others}
+    return {"relay": relay, "local_size": size, "partition_bytes": PARTITION_BYTES, **others}
 
 
 @pytest.mark.parametrize("plane", ["shm", "inline"])
@@ -94,7 +79,7 @@ def test_hosts_of_two_workers_sum_through_their_relays(make_fleet: Any, plane: s
         together.wait(PATIENCE_SECONDS)
         return results
 
-    assert on_ranks(fleet, settings, work) == [summed([(0, 1), (2, 3)])] * 4
+    assert fleet.on_ranks(settings, work) == [summed([(0, 1), (2, 3)])] * 4
     for status, group in zip(statuses, ([0, 1], [2, 3]), strict=True):
         host = next(job for job in status.jobs if job.uplinks)
         owner = next(job for job in status.jobs if not job.uplinks)
@@ -107,15 +92,16 @@ def test_hosts_may_have_different_numbers_of_workers_or_no_relay(make_fleet: Any
     """The groups' first ranks order the additions, also where ranks of a host do not follow each other."""
     fleet = make_fleet(3)
     first, second, third = fleet.addresses
-    settings = [by(first, 3), by(second, 2), by(first, 3), {}, by(second, 2), by(first, 3), by(third, 1)]
-    assert on_ranks(fleet, settings, push_all) == [summed([(0, 2, 5), (1, 4), (3,), (6,)])] * 7
+    alone = {"partition_bytes": PARTITION_BYTES}
+    settings = [by(first, 3), by(second, 2), by(first, 3), alone, by(second, 2), by(first, 3), by(third, 1)]
+    assert fleet.on_ranks(settings, push_all) == [summed([(0, 2, 5), (1, 4), (3,), (6,)])] * 7
 
 
 def test_without_relays_the_sum_is_flat(make_fleet: Any) -> None:
     """PSUM_RELAY=off connects to every aggregator."""
     fleet = make_fleet(2)
-    settings = [{"relay": "off", "local_size": 2}] * 4
-    assert on_ranks(fleet, settings, push_all) == [summed([(0,), (1,), (2,), (3,)])] * 4
+    settings = [by("off", 2)] * 4
+    assert fleet.on_ranks(settings, push_all) == [summed([(0,), (1,), (2,), (3,)])] * 4
 
 
 @pytest.mark.parametrize("root", [0, 1])
@@ -131,7 +117,7 @@ def test_a_broadcast_reaches_all_hosts(make_fleet: Any, root: int) -> None:
             store.broadcast(index, array)
         return [array.tobytes() for array in arrays]
 
-    results = on_ranks(fleet, [by(relay, 2) for relay in relays], work)
+    results = fleet.on_ranks([by(relay, 2) for relay in relays], work)
     assert results == [[value.tobytes() for value in values(0)]] * 4
 
 
@@ -151,7 +137,7 @@ def test_half_precision_is_rounded_once_for_each_level(make_fleet: Any) -> None:
 
     settings = [by(relay, 3) for relay in (here, here, here, there, there, there)]
     expected = rounded([rounded(numbers[:3]), rounded(numbers[3:])])
-    assert on_ranks(fleet, settings, work) == [expected.tobytes()] * 6
+    assert fleet.on_ranks(settings, work) == [expected.tobytes()] * 6
     assert expected.tobytes() != rounded(numbers).tobytes()
 
 
@@ -167,7 +153,7 @@ def test_a_codec_encodes_at_both_levels(make_fleet: Any, monkeypatch: pytest.Mon
         return [*push_all(client), array.tobytes()]
 
     expected = [*summed([(0, 1), (2, 3)]), values(0)[-1].tobytes()]
-    assert on_ranks(fleet, [by(relay, 2) for relay in (here, here, there, there)], work) == [expected] * 4
+    assert fleet.on_ranks([by(relay, 2) for relay in (here, here, there, there)], work) == [expected] * 4
 
 
 def failure(client: psum.Client) -> psum.PsumError:
@@ -215,7 +201,7 @@ def test_relays_with_different_lists_of_owners_are_told_both_lists(make_fleet: A
     fleet = make_fleet(3)
     here, there, third = fleet.addresses
     settings = [by(here, 2, aggregators=(here, there))] * 2 + [by(there, 2, aggregators=(here, third))] * 2
-    for error in on_ranks(fleet, settings, failure):
+    for error in fleet.on_ranks(settings, failure):
         assert isinstance(error, psum.DisagreementError)
         assert f"ranks 0-1 have {[here, there]}" in str(error)
         assert f"ranks 2-3 have {[here, third]}" in str(error)
@@ -237,7 +223,7 @@ def test_relays_in_a_circle_are_noticed(make_fleet: Any) -> None:
     """A relay that forwards to itself, under another address, would wait for itself for ever."""
     fleet = make_fleet(1, listen=("127.0.0.1:0", "127.0.0.2:0"))
     one, other = fleet.servers[0].addresses
-    for error in on_ranks(fleet, [by(f"{one},{other}/2", 2)] * 2, failure):
+    for error in fleet.on_ranks([by(f"{one},{other}/2", 2)] * 2, failure):
         assert isinstance(error, psum.DisagreementError)
         assert other in str(error)
 
@@ -266,7 +252,7 @@ def test_a_timeline_names_the_slow_rank_of_another_host(make_fleet: Any, tmp_pat
                 time.sleep(0.2)
             store.push_pull("w", np.ones(700_000, np.float32))
 
-    on_ranks(fleet, [by(relay, 2, **trace) for relay in (here, here, there, there)], work)
+    fleet.on_ranks([by(relay, 2, **trace) for relay in (here, here, there, there)], work)
     report = Report(load(sorted(tmp_path.iterdir())))
     assert report.slowest()[0].rank == 3
     assert report.mean([0, 1])["wait"] > 0.05

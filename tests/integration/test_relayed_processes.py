@@ -2,8 +2,7 @@
 
 import contextlib
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from psum.client.membership import Membership
 from psum.client.transport import process_lists, process_question
 from psum.client.transport.credentials import Credentials
 from psum.v1 import aggregator_pb2 as pb
-from tests.integration.several import PATIENCE_SECONDS, Aggregator
+from tests.integration.several import Aggregator
 
 
 @pytest.fixture
@@ -27,20 +26,6 @@ def make() -> Iterator[Callable[..., Aggregator]]:
             return stack.enter_context(contextlib.closing(Aggregator(ports, processes, **settings)))
 
         yield start
-
-
-def on_ranks(fleet: Any, settings: Sequence[Mapping[str, Any]], work: Callable[[psum.Client], Any]) -> list[Any]:
-    """Joins as one rank for each settings, does the work on each, and returns the results or the errors."""
-
-    def run(rank: int) -> Any:
-        try:
-            with fleet.worker(rank, len(settings), **settings[rank]) as client:
-                return work(client)
-        except psum.PsumError as error:
-            return error
-
-    with ThreadPoolExecutor(len(settings)) as pool:
-        return list(pool.map(run, range(len(settings)), timeout=PATIENCE_SECONDS))
 
 
 def sums(client: psum.Client) -> tuple[tuple[str, ...], int]:
@@ -61,7 +46,7 @@ def test_hosts_with_and_without_relays_have_the_same_fleet(make_fleet: Any, make
     one = {"aggregators": aggregators}
     by = [f"{near}/1", f"{aggregator.addresses[1]}/1,{rack}/1"]
     settings: list[dict[str, Any]] = [one, *({**one, "relay": relay} for relay in by)]
-    results = on_ranks(fleet, settings, sums)
+    results = fleet.on_ranks(settings, sums)
     whole = (owner, *aggregator.addresses)
     assert results == [(whole, 3), (whole, 1), (whole, 1)]
     assert all(received > 0 for received in aggregator.received_bytes())
@@ -75,11 +60,11 @@ def test_an_aggregator_whose_processes_are_its_own_host_s_is_no_reason_for_a_rel
     aggregator, fleet = make(), make_fleet(1)
     monkeypatch.setattr("psum.client.route._own_address_here", lambda addresses: addresses[0])
     usual = {"local_size": 2, "aggregators": (aggregator.address,)}
-    assert on_ranks(fleet, [usual] * 3, sums) == [(aggregator.addresses, 2)] * 3
+    assert fleet.on_ranks([usual] * 3, sums) == [(aggregator.addresses, 2)] * 3
     both = (aggregator.address, fleet.addresses[0])
     settings = [usual | {"aggregators": both, "local_size": size} for size in (2, 2, 1)]
     whole = (*aggregator.addresses, fleet.addresses[0])
-    assert on_ranks(fleet, settings, sums) == [(whole, 1), (whole, 1), (whole, 3)]
+    assert fleet.on_ranks(settings, sums) == [(whole, 1), (whole, 1), (whole, 3)]
 
 
 def test_an_aggregator_that_does_not_run_is_named(make_fleet: Any) -> None:
@@ -99,11 +84,10 @@ def test_an_aggregator_that_does_not_run_is_named(make_fleet: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(process_lists, "ask", watched)
         settings = {"relay": f"{relay}/1", "aggregators": (relay, address), "connect_timeout": 0.6}
-        [error] = on_ranks(fleet, [settings], sums)
-    assert isinstance(error, psum.ConnectError)
-    assert error.address == address
-    assert f"at aggregator {address} within 0.6 s (PSUM_CONNECT_TIMEOUT): relay {relay} asked it, but" in str(error)
-    assert "Connection refused" in str(error)
+        text = rf"at aggregator {address} within 0.6 s \(PSUM_CONNECT_TIMEOUT\): relay {relay} asked it, but"
+        with pytest.raises(psum.ConnectError, match=rf"{text} .*Connection refused") as raised:
+            fleet.worker(0, 1, **settings)
+    assert raised.value.address == address
     assert asked[0] == [relay, address]
     assert asked[1:] == [[address]] * (len(asked) - 1)
     assert len(asked) > 1
@@ -114,10 +98,9 @@ def test_a_relay_that_cannot_be_reached_is_named(make_fleet: Any) -> None:
     fleet = make_fleet(1)
     nobody = "127.0.0.1:1"
     for relay in (f"{nobody}/1", f"{fleet.addresses[0]}/1,{nobody}/1"):
-        [error] = on_ranks(fleet, [{"relay": relay, "connect_timeout": 0.3}], sums)
-        assert isinstance(error, psum.ConnectError)
-        assert error.address == nobody
-        assert "Connection refused" in str(error)
+        with pytest.raises(psum.ConnectError, match="Connection refused") as raised:
+            fleet.worker(0, 1, relay=relay, connect_timeout=0.3)
+        assert raised.value.address == nobody
 
 
 def test_strangers_make_a_relay_connect_nowhere(make_fleet: Any, tmp_path: Any) -> None:
@@ -134,13 +117,13 @@ def test_strangers_make_a_relay_connect_nowhere(make_fleet: Any, tmp_path: Any) 
         usual = {"aggregators": (asked, "10.0.0.9:1"), "job": "job-a", "connect_timeout": 2.0}
         for fleet, token in ((guarded, ""), (guarded, str(bad)), (closed, "")):
             given = usual | {"relay": f"{fleet.addresses[0]}/1", "token_file": token}
-            [error] = on_ranks(fleet, [given], sums)
-            assert isinstance(error, psum.DeniedError), error
+            with pytest.raises(psum.DeniedError):
+                fleet.worker(0, 1, **given)
         with pytest.raises(BlockingIOError):
             listener.accept()
         given = usual | {"relay": f"{guarded.addresses[0]}/1", "token_file": str(good), "aggregators": (asked,)}
-        [error] = on_ranks(guarded, [given], sums)
-        assert isinstance(error, psum.ConnectError), error
+        with pytest.raises(psum.ConnectError):
+            guarded.worker(0, 1, **given)
         listener.accept()[0].close()
 
 
@@ -173,6 +156,6 @@ def test_all_processes_beside_workers_share_what_suits_their_host(
         client.store().push_pull("w", value)
         assert (value == 21).all()
 
-    assert on_ranks(make_fleet(1), settings, work) == [None] * 6
+    assert make_fleet(1).on_ranks(settings, work) == [None] * 6
     received = [bytes_ for aggregator in (*hosts, dedicated) for bytes_ in aggregator.received_bytes()]
     assert [round(each / sum(received), 2) for each in received] == [0.1] * 10
