@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from tests.process_stat import stat_fields
+
 #: The environment variable that marks all descendants of tests.
 _MARK: Final = "STARTED_BY_TESTS"
 
@@ -99,10 +101,9 @@ class Leftovers:
             if entry.name.isdecimal() and entry.name != str(os.getpid()):
                 # The process may end in the meantime.
                 with contextlib.suppress(OSError):
-                    # The command stands in parentheses and may contain any character. Field 22 is the start.
-                    fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+                    fields = stat_fields(int(entry.name))
                     state, parent, started = fields[0], int(fields[1]), int(fields[19])
-                    if state in b"ZX" or (since is not None and since.is_after(int(entry.name), started)):
+                    if state in "ZX" or (since is not None and since.is_after(int(entry.name), started)):
                         continue
                     # A forked child has the environment of this process's start, without the mark.
                     if parent == os.getpid() or f"{_MARK}={self._mark}".encode() in environment_of(

@@ -40,7 +40,8 @@ from psum.client import Client, ElasticState, connect
 from psum.client.elastic_range import Elastic
 from psum.client.settings import Settings
 from psum.runtime import processors
-from tests.bench.marked_processes import aggregators, processor_seconds
+from tests.bench.marked_processes import aggregators
+from tests.process_stat import processor_seconds
 
 #: The variable by which rank 0 finds the aggregators' processes.
 _MARK: Final = "ELASTIC_COST_RUN"

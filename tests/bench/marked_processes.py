@@ -1,11 +1,7 @@
-"""Finds the aggregators of a job by a mark in their environment, and the processor time of processes."""
+"""Finds the aggregators of a job by a mark in their environment."""
 
 import pathlib
-import time
 from collections.abc import Iterator
-
-#: The kind of clock that counts a process's processor time; see CPUCLOCK_SCHED in the kernel's posix-timers.h.
-_SCHED = 2
 
 
 def aggregators(variable: str, mark: str) -> Iterator[int]:
@@ -24,13 +20,3 @@ def aggregators(variable: str, mark: str) -> Iterator[int]:
                     yield int(entry.name)
         except OSError:
             continue
-
-
-def processor_seconds(pid: int) -> float:
-    """Returns the processor time of all threads of a process, to the nanosecond.
-
-    Raises:
-        OSError: There is no such process.
-    """
-    # This is what clock_getcpuclockid(3) returns, which Python does not have.
-    return time.clock_gettime((~pid << 3) | _SCHED)

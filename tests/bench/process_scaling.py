@@ -30,12 +30,11 @@ from psum.cli.launch.job import LocalJob
 from psum.cli.launch.local_job import run
 from psum.client import connect
 from psum.runtime import processors
-from tests.bench.marked_processes import aggregators, processor_seconds
+from tests.bench.marked_processes import aggregators
+from tests.process_stat import processor_seconds, thread_seconds
 
 #: The variable by which rank 0 finds the aggregator's processes.
 _MARK: Final = "PROCESS_SCALING_RUN"
-
-_CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,16 +90,7 @@ def work(workload: str, warmup: int, steps: int, file: str) -> None:
 
 def _processor_seconds() -> dict[int, tuple[float, float]]:
     """Return the processor time of the aggregator's processes: of all threads, and of the main one with the loop."""
-    return {
-        pid: (processor_seconds(pid), _seconds(pathlib.Path(f"/proc/{pid}/task/{pid}/stat")))
-        for pid in aggregators(_MARK, os.environ[_MARK])
-    }
-
-
-def _seconds(stat: pathlib.Path) -> float:
-    # The command stands in parentheses and may contain any character.
-    fields = stat.read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS
+    return {pid: (processor_seconds(pid), thread_seconds(pid, pid)) for pid in aggregators(_MARK, os.environ[_MARK])}
 
 
 def once(arguments: argparse.Namespace, plane: str, processes: int) -> Measured:

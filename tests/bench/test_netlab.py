@@ -1,6 +1,5 @@
 """The lab's command: it measures correctly, and leaves nothing behind."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -18,6 +17,7 @@ from tests.bench.netlab import namespaces
 from tests.bench.netlab.namespaces import LabError, check, existing, shared_memory, sweep
 from tests.bench.netlab.network import Network
 from tests.polling import wait_until
+from tests.process_stat import is_running
 from tests.processes import running
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -121,10 +121,7 @@ def test_what_a_killed_run_has_left_is_removed_at_the_next_start() -> None:
         assert set(names) <= existing().keys()
         assert set(names) <= set(sweep())
         assert not set(names) & existing().keys()
-        with contextlib.suppress(ProcessLookupError):
-            # The process may be a zombie that nobody has waited for.
-            os.kill(int(pid), 0)
-            assert pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        assert not is_running(int(pid))
         assert set(network.namespaces) <= existing().keys()
         subprocess.run(network.inside(0, "true"), check=True, timeout=30)
     assert not set(network.namespaces) & existing().keys()

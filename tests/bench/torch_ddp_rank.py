@@ -19,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import psum.torch  # noqa: F401
 from psum.cli.bench.workloads import sizes
-from tests.bench.marked_processes import aggregators, processor_seconds
+from tests.bench.marked_processes import aggregators
+from tests.process_stat import processor_seconds
 
 #: The variable by which rank 0 finds the job's aggregators.
 MARK: Final = "TORCH_DDP_RUN"

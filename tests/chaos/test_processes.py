@@ -1,6 +1,5 @@
 """An aggregator of several processes is one aggregator: for workers, for operators, and when something is killed."""
 
-import contextlib
 import json
 import os
 import pathlib
@@ -26,6 +25,7 @@ from faults.processes import PROCESS_1
 from faults.training import training
 from faults.watching import wait_until
 from psum import client as psum
+from tests.process_stat import is_running
 
 PROCESSES = 2
 WORKERS = 2
@@ -66,13 +66,6 @@ def is_healthy(aggregator: AggregatorProcess) -> bool:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def is_running(pid: int) -> bool:
-    """Return whether a process runs. A zombie does not."""
-    with contextlib.suppress(OSError):
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    return False
 
 
 def work(rank: int, aggregator: AggregatorProcess, **settings: Any) -> tuple[str, ...]:

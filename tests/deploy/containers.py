@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from typing import IO
 
 from tests.deploy.manifests import ROOT, Pod, Resource
+from tests.process_stat import stat_fields
 
 #: The size of a container's /dev/shm if no volume is mounted there.
 _SHM_BYTES = 64 << 20
@@ -241,6 +242,5 @@ def _children(parent: int) -> Iterator[int]:
     for entry in pathlib.Path("/proc").iterdir():
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):
-                # The command's name in parentheses may contain any character. Field 4 is the parent.
-                if int((entry / "stat").read_bytes().rpartition(b")")[2].split()[1]) == parent:
-                    yield int(entry.name)
+                if int(stat_fields(pid := int(entry.name))[1]) == parent:
+                    yield pid

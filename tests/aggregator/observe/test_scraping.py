@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import pathlib
 import signal
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from psum.v1 import aggregator_pb2 as pb
 from psum.v1 import aggregator_pb2_grpc as rpc
 from psum.wire import PROTOCOL_VERSION, ShardRound, to_columns
+from tests.process_stat import processor_seconds
 
 JOBS = 50
 WORKERS = 100
@@ -69,12 +69,6 @@ async def busy(start_process: Callable[..., Any]) -> AsyncIterator[Any]:
     for stream in streams:
         stream.cancel()
     await asyncio.gather(*(channel.close() for channel in channels))
-
-
-def processor_seconds(pid: int) -> float:
-    """The processor time that a process has used."""
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.once

@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from typing import Final
+
+from tests.process_stat import is_running, stat_fields
 
 #: Names begin with this. The owner's process id and start time, a number and a kind follow.
 _PREFIX: Final = "psum-netlab-"
@@ -101,7 +102,7 @@ def shared_memory(name: str) -> pathlib.Path:
 def processes(name: str) -> list[int]:
     """The ids of the processes in a namespace, without zombies; none if there is no such namespace."""
     found = [int(pid) for pid in _run("ip", "netns", "pids", name).stdout.split()]
-    return [pid for pid in found if _is_running(pid)]
+    return [pid for pid in found if is_running(pid)]
 
 
 def inside(name: str, *command: str) -> list[str]:
@@ -156,15 +157,7 @@ def _owner(name: str) -> int | None:
 
 def _start_time(pid: int) -> str:
     """When a process was started, in clock ticks since boot; '' if there is no such process."""
-    return next((fields[19] for fields in _stat(pid)), "")
-
-
-def _is_running(pid: int) -> bool:
-    return any(fields[0] not in ("Z", "X") for fields in _stat(pid))
-
-
-def _stat(pid: int) -> Iterator[list[str]]:
-    """Yields the fields of /proc/PID/stat from the process state on; nothing if the process has ended."""
-    with contextlib.suppress(OSError):
-        # The command's name in parentheses may contain any character.
-        yield pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    try:
+        return stat_fields(pid)[19]
+    except OSError:
+        return ""

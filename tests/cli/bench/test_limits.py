@@ -14,6 +14,7 @@ from psum.cli.bench.bare_plan import PLANES, Plan, pieces
 from psum.cli.bench.limits import Limits, NoLimitError, measure, plan
 from psum.cli.bench.workloads import sizes
 from tests.polling import wait_until
+from tests.process_stat import is_running
 
 #: Pieces of different sizes, more than may be under way.
 SIZES = [256 << 10, 4096, 65536, 512 << 10, 128]
@@ -109,24 +110,16 @@ def test_processes_of_a_pipeline_end_with_it(tmp_path: pathlib.Path) -> None:
             file.write_text(str(started._pids[0]))
             time.sleep(600)
     wait_until(lambda: file.exists() and file.read_text() != "")
-    child = file.read_text()
+    child = int(file.read_text())
     os.kill(pid, 9)
     os.waitpid(pid, 0)
-    wait_until(lambda: not pathlib.Path(f"/proc/{child}").exists() or " Z " in state(child))
+    wait_until(lambda: not is_running(child))
 
 
 def sleep() -> float:
     """Work that does not end."""
     time.sleep(600)
     return 0.0
-
-
-def state(pid: str) -> str:
-    """Return the state of a process, such as ' S '."""
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3]
-    except OSError:
-        return " Z "
 
 
 def children() -> set[str]:
