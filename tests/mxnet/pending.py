@@ -18,6 +18,12 @@ def failed_array() -> Any:
 def pending_array(gate: threading.Event, size: int = 2) -> Any:
     """An array of ones that is pending until the gate opens."""
     array = mx.nd.ones((size,))
+    hold(array, gate)
+    return array
+
+
+def hold(array: Any, gate: threading.Event) -> None:
+    """Makes an array pending until the gate opens."""
 
     def complete(operation: operations.Operation) -> None:
         gate.wait(PATIENCE_SECONDS)
@@ -26,5 +32,4 @@ def pending_array(gate: threading.Event, size: int = 2) -> Any:
     def run(operation: operations.Operation) -> None:
         threading.Thread(target=complete, args=(operation,)).start()
 
-    operations.push(array, operations.Operation(run, lambda: None))
-    return array
+    operations.push(array, operations.Operation(run, operations.ignore))

@@ -15,6 +15,7 @@ from psum.mxnet.compat import MXNetError, mx
 from psum.mxnet.engine import operations
 from psum.mxnet.staging.device_pipeline import DevicePipeline
 from psum.mxnet.staging.host_memory import worker
+from tests.mxnet.pending import hold
 from tests.polling import wait_until
 
 PATIENCE_SECONDS = 30.0
@@ -78,19 +79,6 @@ def on_device(*values: float) -> Any:
 def fail(operation: operations.Operation) -> None:
     """Ends an operation with an error of MXNet's."""
     operation.complete("division by zero")
-
-
-def hold(array: Any, gate: threading.Event) -> None:
-    """Makes an array pending until the gate opens."""
-
-    def complete(operation: operations.Operation) -> None:
-        gate.wait(PATIENCE_SECONDS)
-        operation.complete()
-
-    def run(operation: operations.Operation) -> None:
-        threading.Thread(target=complete, args=(operation,)).start()
-
-    operations.push(array, operations.Operation(run, operations.ignore))
 
 
 def test_value_and_sum(store: BytePS, client: Any, copies: LateCopies) -> None:

@@ -10,6 +10,7 @@ from psum.aggregator.core.limits import Limits
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PROTOCOL_VERSION, ShardRound
 from psum.wire.errors import FaultError
+from tests.aggregator.keys import declare
 
 #: The seconds between two ticks of a service.
 TICK: Final = 0.25
@@ -39,15 +40,6 @@ def started(ranks: Iterable[int] = range(3), limits: Limits = LIMITS, **change: 
     for each in hellos:
         assert job.join(each, f"peer {each.rank}", 0.0) == ([], None)
     return job
-
-
-def declare(job: Job, rank: int, round: int = 0, *, broadcast: bool = False) -> list[Action]:
-    operation = pb.OPERATION_BROADCAST if broadcast else pb.OPERATION_SUM
-    key = pb.Key(id=7, name="w", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=operation, shape=[4])
-    key.shards.append(pb.Shard(index=0, elements=4, round=round))
-    actions = job.declare(rank, key, 1.0)
-    job.check()
-    return actions
 
 
 def push(job: Job, rank: int, round: int = 0, now: float = 1.0) -> list[Action]:

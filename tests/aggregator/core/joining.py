@@ -8,7 +8,8 @@ from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.elastic_job import ElasticJob
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import FaultError
-from tests.aggregator.core.elastic import declare, hello, started
+from tests.aggregator.core.elastic import hello, started
+from tests.aggregator.keys import declare
 
 #: The incarnation of processes that join.
 NEW = 900

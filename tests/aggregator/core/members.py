@@ -8,12 +8,11 @@ from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import PROTOCOL_VERSION, ShardRound
+from psum.wire import PROTOCOL_VERSION
 from psum.wire.errors import FaultError
+from tests.aggregator.keys import key
 
 LIMITS = Limits(worker_timeout=30, round_timeout=600, warn_after=30)
-
-FOUR = memoryview(b"abcd")
 
 #: The members of the job in most tests: a worker, a relay, another worker.
 MEMBERS = ([0], [1, 2, 3], [4])
@@ -34,21 +33,6 @@ def hello(ranks: Iterable[int], **change: Any) -> pb.Hello:
         "worker": f"relay on h{first}" if others else f"h{first} pid 7",
     }
     return pb.Hello(**fields | change)
-
-
-def key(id: int = 7, *, operation: pb.Operation.ValueType = pb.OPERATION_SUM, round: int = 0) -> pb.Key:
-    return pb.Key(
-        id=id,
-        name="w",
-        elements=4,
-        type=pb.ELEMENT_TYPE_UINT8,
-        operation=operation,
-        shards=[pb.Shard(index=0, elements=4, round=round)],
-    )
-
-
-def entry(round: int = 0, *, id: int = 7) -> ShardRound:
-    return ShardRound(id=id, round=round, length=4)
 
 
 def started(*hellos: pb.Hello, limits: Limits = LIMITS, budget: Budget | None = None) -> Job:

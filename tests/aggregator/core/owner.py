@@ -6,8 +6,10 @@ from psum.aggregator.core.actions import Action, Report, Sum, TellLosses
 from psum.aggregator.core.elastic_job import ElasticJob
 from psum.aggregator.core.limits import Limits
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import PROTOCOL_VERSION, ShardRound
+from psum.wire import ShardRound
 from psum.wire.errors import FaultError
+from tests.aggregator.core import elastic
+from tests.aggregator.keys import declare
 
 LIMITS = Limits(worker_timeout=30, round_timeout=600, warn_after=30, elastic_timeout=5, elastic_closed_timeout=1)
 ELASTIC = pb.Elastic(min=1, max=8)
@@ -15,18 +17,7 @@ ELASTIC = pb.Elastic(min=1, max=8)
 
 def hello(rank: int, **change: Any) -> pb.Hello:
     """That of a worker."""
-    fields: dict[str, Any] = {
-        "protocol_version": PROTOCOL_VERSION,
-        "job": "night",
-        "rank": rank,
-        "num_workers": 4,
-        "incarnation": 100 + rank,
-        "partition_bytes": 1024,
-        "aggregators": ["a:1", "b:1"],
-        "worker": f"h{rank} pid 7",
-        "elastic": ELASTIC,
-    }
-    return pb.Hello(**fields | change)
+    return elastic.hello(rank, **{"num_workers": 4, "elastic": ELASTIC} | change)
 
 
 def relay(*ranks: int, processes: dict[int, tuple[int, int]] | None = None, **change: Any) -> pb.Hello:
@@ -72,17 +63,6 @@ def two_groups() -> tuple[ElasticJob, int, int]:
     """A job of two relays with two ranks each."""
     job, [one, two] = begun(relay(0, 1), relay(2, 3))
     return job, one, two
-
-
-def declare(
-    job: ElasticJob, member: int, round: int = 0, *, broadcast: bool = False, ranks: tuple[int, ...] = (), id: int = 7
-) -> list[Action]:
-    operation = pb.OPERATION_BROADCAST if broadcast else pb.OPERATION_SUM
-    key = pb.Key(id=id, name="w", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=operation, shape=[4], ranks=ranks)
-    key.shards.append(pb.Shard(index=0, elements=4, round=round))
-    actions = job.declare(member, key, 1.0)
-    job.check()
-    return actions
 
 
 def push(

@@ -1,16 +1,10 @@
 """A job on an aggregator that was started again, to which three workers come back, for tests."""
 
-from psum.aggregator.core.actions import (
-    Action,
-    Sum,
-    Sync,
-)
+from psum.aggregator.core.actions import Action, Sum, Sync
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import ShardRound
-
-FOUR = memoryview(b"abcd")
+from tests.aggregator.keys import FOUR, entry
 
 
 def hello(rank: int, *, incarnation: int | None = None, resuming: bool = True) -> pb.Hello:
@@ -36,24 +30,15 @@ def sync(leaving: int, *others: int) -> Sync:
     return Sync(leaving, others, (pb.Departure(ranks=[leaving], incarnation=100 + leaving),))
 
 
-def declare(job: Job, rank: int, round: int) -> list[Action]:
-    """A rank declares the round that it is at: the first one whose sum it lacks."""
-    key = pb.Key(id=7, name="w", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shape=[4])
-    key.shards.append(pb.Shard(index=0, elements=4, round=round))
-    actions = job.declare(rank, key, 1.0)
-    job.check()
-    return actions
-
-
 def push(job: Job, rank: int, round: int) -> list[Action]:
-    actions = job.contribute(rank, ShardRound(id=7, round=round, length=4), FOUR, 1.0)
+    actions = job.contribute(rank, entry(round), FOUR, 1.0)
     job.check()
     return actions
 
 
 def give_back(job: Job, rank: int, round: int) -> list[Action]:
     """A rank gives back a sum, and the shell makes a message of it."""
-    [action] = job.restore(rank, ShardRound(id=7, round=round, length=4), FOUR)
+    [action] = job.restore(rank, entry(round), FOUR)
     assert isinstance(action, Sum)
     assert action.restored
     actions = job.restored(action.key, 0, round, "sum")

@@ -5,8 +5,9 @@ from psum.aggregator.core.budget import Budget
 from psum.aggregator.core.elastic_job import ElasticJob
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import DisagreementError, ExhaustedError, TakenError, WorkerLostError
-from tests.aggregator.core.elastic import LIMITS, add_up, declare, hello, push, tick, told
+from tests.aggregator.core.elastic import LIMITS, add_up, hello, push, tick, told
 from tests.aggregator.core.joining import ELASTIC, NEW, begun, candidate, listed, lost, refusals, refused, waits
+from tests.aggregator.keys import declare
 
 
 def test_members_are_told_who_waits() -> None:

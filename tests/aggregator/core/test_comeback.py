@@ -7,7 +7,8 @@ from psum.aggregator.core.credit import CREDIT_HOLD_SECONDS
 from psum.aggregator.core.job import Job
 from psum.wire import ShardRound
 from psum.wire.errors import DisagreementError, ProtocolError
-from tests.aggregator.core.restarted import FOUR, declare, give_back, hello, push, returned
+from tests.aggregator.core.restarted import give_back, hello, push, returned
+from tests.aggregator.keys import FOUR, declare
 
 job = pytest.fixture(returned)
 

@@ -8,7 +8,8 @@ from psum.aggregator.core.actions import ReturnCredit
 from psum.aggregator.core.credit import CREDIT_HOLD_SECONDS, LENT_HOLD_SECONDS
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
-from tests.aggregator.core.two_workers import FOUR, checked_job, declare, entry, hello, key, run_round
+from tests.aggregator.core.two_workers import checked_job, declare, hello, run_round
+from tests.aggregator.keys import FOUR, entry, key
 
 job = pytest.fixture(checked_job)
 

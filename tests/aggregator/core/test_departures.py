@@ -11,6 +11,7 @@ from psum.aggregator.core.registry import Registry
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PROTOCOL_VERSION, ShardRound
 from psum.wire.errors import InvalidError, TakenError, WorkerLostError
+from tests.aggregator.keys import FOUR, declare, entry
 
 LIMITS = Limits(worker_timeout=30, round_timeout=600)
 
@@ -43,15 +44,8 @@ def restarted(*hellos: pb.Hello) -> Job:
     return job
 
 
-def declare(job: Job, rank: int, round: int) -> None:
-    key = pb.Key(id=7, name="w", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM)
-    key.shards.append(pb.Shard(index=0, elements=4, round=round))
-    job.declare(rank, key, 1.0)
-    job.check()
-
-
 def push(job: Job, rank: int, round: int) -> list[Any]:
-    return list(job.contribute(rank, ShardRound(id=7, round=round, length=4), memoryview(b"abcd"), 1.0))
+    return list(job.contribute(rank, entry(round), FOUR, 1.0))
 
 
 def test_those_who_stay_are_told_who_leaves() -> None:

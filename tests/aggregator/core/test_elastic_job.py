@@ -22,7 +22,6 @@ from tests.aggregator.core.elastic import (
     LIMITS,
     add_up,
     begun,
-    declare,
     faults,
     hello,
     loss,
@@ -33,6 +32,7 @@ from tests.aggregator.core.elastic import (
     tick,
     told,
 )
+from tests.aggregator.keys import declare
 
 
 def test_a_round_that_misses_only_a_lost_rank_is_summed_without_it() -> None:

@@ -9,7 +9,6 @@ from psum.wire.errors import ExcludedError, TakenError
 from tests.aggregator.core.owner import (
     LIMITS,
     add_up,
-    declare,
     hello,
     join,
     join_learning,
@@ -20,6 +19,7 @@ from tests.aggregator.core.owner import (
     told,
     two_groups,
 )
+from tests.aggregator.keys import declare
 
 # The relay comes back.
 

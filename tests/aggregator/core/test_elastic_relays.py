@@ -13,7 +13,6 @@ from tests.aggregator.core.owner import (
     LIMITS,
     add_up,
     begun,
-    declare,
     faults,
     hello,
     join,
@@ -24,6 +23,7 @@ from tests.aggregator.core.owner import (
     told,
     two_groups,
 )
+from tests.aggregator.keys import declare
 
 # Members and ranks.
 

@@ -6,7 +6,8 @@ from psum.aggregator.core.actions import Ask, Deliver, EndStreams, Sum
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import ExcludedError
-from tests.aggregator.core.elastic import add_up, declare, faults, hello, loss, push, silence, started, sums, tick, told
+from tests.aggregator.core.elastic import add_up, faults, hello, loss, push, silence, started, sums, tick, told
+from tests.aggregator.keys import declare
 
 
 def test_a_restarted_aggregator_learns_losses_from_a_hello() -> None:

@@ -9,7 +9,8 @@ from psum.aggregator.core.job import Job
 from psum.aggregator.core.registry import Registry
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import DisagreementError, InvalidError, TakenError, WorkerLostError
-from tests.aggregator.core.members import FOUR, LIMITS, entry, faults, hello, key, refusal, started
+from tests.aggregator.core.members import LIMITS, faults, hello, refusal, started
+from tests.aggregator.keys import FOUR, entry, key
 
 
 def worker(rank: int, **change: Any) -> pb.Hello:

@@ -6,10 +6,10 @@ from psum.aggregator.core.actions import Deliver, Report, Sum
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.job_status import job_status
 from psum.aggregator.core.limits import Limits
-from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import ProtocolError, RoundTimeoutError, WorkerLostError
-from tests.aggregator.core.two_workers import FOUR, checked_job, declare, entry, hello, key, run_round
+from tests.aggregator.core.two_workers import checked_job, declare, hello, run_round
+from tests.aggregator.keys import FOUR, entry, key
 
 job = pytest.fixture(checked_job)
 
@@ -38,7 +38,7 @@ def test_rounds_follow_each_other_and_hold_one_result(job: Job) -> None:
 
 def test_a_broadcast_delivers_the_roots_value_when_all_take_part(job: Job) -> None:
     """Rank 0 pushes, the others pull; the value is delivered when every rank has asked."""
-    declare(job, key(operation=pb.OPERATION_BROADCAST))
+    declare(job, key(broadcast=True))
     assert job.contribute(1, entry(length=0), None, now=1.0) == []
     [action] = job.contribute(0, entry(), FOUR, now=1.0)
     assert isinstance(action, Sum)
@@ -48,7 +48,7 @@ def test_a_broadcast_delivers_the_roots_value_when_all_take_part(job: Job) -> No
 @pytest.mark.parametrize(("rank", "payload"), [(0, None), (1, FOUR)], ids=["the root pulls", "another rank pushes"])
 def test_the_wrong_part_in_a_broadcast_breaks_the_protocol(job: Job, rank: int, payload: memoryview | None) -> None:
     """Only rank 0 may push, and all others may only pull."""
-    declare(job, key(operation=pb.OPERATION_BROADCAST))
+    declare(job, key(broadcast=True))
     with pytest.raises(ProtocolError, match=f"rank {rank} contributed"):
         job.contribute(rank, entry(), payload, now=1.0)
 

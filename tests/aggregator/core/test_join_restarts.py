@@ -4,8 +4,9 @@ from psum.aggregator.core.actions import EndStreams
 from psum.aggregator.core.elastic_job import ElasticJob
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import DisagreementError, ExcludedError
-from tests.aggregator.core.elastic import LIMITS, add_up, declare, faults, hello, loss, push, started, tick, told
+from tests.aggregator.core.elastic import LIMITS, add_up, faults, hello, loss, push, started, tick, told
 from tests.aggregator.core.joining import ELASTIC, NEW, admission, admit, admitted, begun, candidate, lost, waits
+from tests.aggregator.keys import declare
 
 # First hellos of processes that do not ask to join.
 

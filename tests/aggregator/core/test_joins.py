@@ -7,20 +7,7 @@ from psum.aggregator.core.elastic_job import ElasticJob
 from psum.aggregator.core.job import Job
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import ExcludedError, InvalidError, ProtocolError
-from tests.aggregator.core.elastic import (
-    LIMITS,
-    add_up,
-    declare,
-    faults,
-    hello,
-    loss,
-    push,
-    silence,
-    started,
-    sums,
-    tick,
-    told,
-)
+from tests.aggregator.core.elastic import LIMITS, add_up, faults, hello, loss, push, silence, started, sums, tick, told
 from tests.aggregator.core.joining import (
     ELASTIC,
     KEY,
@@ -37,6 +24,7 @@ from tests.aggregator.core.joining import (
     refused,
     waits,
 )
+from tests.aggregator.keys import declare
 
 
 def test_a_newcomer_is_expected_at_once_and_welcomed_when_all_members_have_admitted_it() -> None:
@@ -349,11 +337,7 @@ def test_a_newcomer_that_declares_a_failed_key_again_does_not_make_others_lost()
     assert job.join(hello(3, resuming=True, incarnation=NEW + 3, elastic=ELASTIC), "peer", 22.1)[1] is None
     assert told(declare(job, 3, 1)) == []
     # Nor is a key of some ranks, which is forgotten with an admission.
-    key = pb.Key(id=8, name="t", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_BROADCAST, ranks=[0, 3])
-    key.shape.append(4)
-    key.shards.append(pb.Shard(index=0, elements=4, round=2))
-    assert told(job.declare(3, key, 22.2)) == []
-    job.check()
+    assert told(declare(job, 3, 2, broadcast=True, ranks=(0, 3), id=8)) == []
     assert job.members.roster.members == (0, 1, 2, 3)
 
 

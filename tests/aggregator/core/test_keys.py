@@ -8,7 +8,8 @@ from psum.aggregator.core.job_status import job_status
 from psum.aggregator.core.limits import Limits
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import AbortedError, DisagreementError, ProtocolError
-from tests.aggregator.core.two_workers import FOUR, checked_job, declare, entry, hello, key
+from tests.aggregator.core.two_workers import checked_job, declare, hello
+from tests.aggregator.keys import FOUR, entry, key
 
 job = pytest.fixture(checked_job)
 
@@ -99,7 +100,7 @@ def test_a_rank_that_waits_itself_is_told_to_wait(job: Job) -> None:
 def test_a_rank_that_uses_a_failed_key_later_hears_of_it(job: Job) -> None:
     """A rank that declares a failed key is told why it failed."""
     job.declare(0, key(), now=0.0)
-    [first] = job.declare(1, key(9), now=0.0)
+    [first] = job.declare(1, key(elements=9), now=0.0)
     assert isinstance(first, Report)
     assert job.declare(1, key(), now=1.0) == [Report(first.fault, (1,))]
 

@@ -10,7 +10,8 @@ from psum.aggregator.core.elastic_job import ElasticJob
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import ProtocolError, WorkerLostError
-from tests.aggregator.core.elastic import declare, faults, hello, loss, pull, started, sums
+from tests.aggregator.core.elastic import faults, hello, loss, pull, started, sums
+from tests.aggregator.keys import declare
 
 
 def begun(ranks: Iterable[int] = range(3), round: int = 0, **change: Any) -> ElasticJob:

@@ -10,7 +10,8 @@ from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import ProtocolError, RoundTimeoutError, WorkerLostError
-from tests.aggregator.core.members import FOUR, LIMITS, MEMBERS, checked_job, entry, faults, hello, key, started
+from tests.aggregator.core.members import LIMITS, MEMBERS, checked_job, faults, hello, started
+from tests.aggregator.keys import FOUR, entry, key
 
 job = pytest.fixture(checked_job)
 
@@ -32,7 +33,7 @@ def test_a_relay_that_stands_for_rank_0_is_the_root_of_a_broadcast() -> None:
     """It pushes the value, and all other members pull it."""
     job = started(hello([0, 1]), hello([2]), hello([3, 4]))
     for first in (0, 2, 3):
-        job.declare(first, key(8, operation=pb.OPERATION_BROADCAST), 0.0)
+        job.declare(first, key(8, broadcast=True), 0.0)
     assert job.contribute(3, entry(id=8), None, 1.0) == []
     assert job.contribute(0, entry(id=8), FOUR, 1.0) == []
     [action] = job.contribute(2, entry(id=8), None, 1.0)

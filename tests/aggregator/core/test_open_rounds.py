@@ -5,7 +5,8 @@ import pytest
 from psum.aggregator.core.actions import Sum
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
-from tests.aggregator.core.restarted import declare, hello, push, returned
+from tests.aggregator.core.restarted import hello, push, returned
+from tests.aggregator.keys import declare
 
 job = pytest.fixture(returned)
 

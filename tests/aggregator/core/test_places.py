@@ -8,7 +8,8 @@ from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.membership import REPLACED_SECONDS
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import DisagreementError, TakenError, WorkerLostError
-from tests.aggregator.core.two_workers import FOUR, checked_job, declare, entry, hello
+from tests.aggregator.core.two_workers import checked_job, declare, hello
+from tests.aggregator.keys import FOUR, entry
 
 job = pytest.fixture(checked_job)
 

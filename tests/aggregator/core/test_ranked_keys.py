@@ -11,18 +11,14 @@ from psum.aggregator.core.job import Job
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import DisagreementError, FaultError, ProtocolError, RoundTimeoutError, WorkerLostError
-from tests.aggregator.core.elastic import LIMITS, declare, hello, loss, started, tick
+from tests.aggregator.core.elastic import LIMITS, hello, loss, started, tick
+from tests.aggregator.keys import declare
 
 
 def declare_among(
     job: Job, rank: int, ranks: Sequence[int], round: int = 0, *, broadcast: bool = False, id: int = 9
 ) -> list[Action]:
-    operation = pb.OPERATION_BROADCAST if broadcast else pb.OPERATION_SUM
-    key = pb.Key(id=id, name="state", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=operation, ranks=ranks)
-    key.shards.append(pb.Shard(index=0, elements=4, round=round))
-    actions = job.declare(rank, key, 1.0)
-    job.check()
-    return actions
+    return declare(job, rank, round, broadcast=broadcast, ranks=ranks, id=id)
 
 
 def contribute(job: Job, rank: int, value: bytes | None, round: int = 0, id: int = 9) -> list[Action]:
@@ -113,7 +109,7 @@ def test_the_key_fails_if_its_root_is_lost() -> None:
     assert isinstance(error, WorkerLostError)
     assert ranks == (2,)
     assert error.ranks == (1,)
-    assert "rank 1 of elastic job 'night', whose value key 'state' round 0 sends to ranks 1-2, is lost" in str(error)
+    assert "rank 1 of elastic job 'night', whose value key 'w' round 0 sends to ranks 1-2, is lost" in str(error)
     assert job.failure is None
     declare_among(job, 0, (0, 2), broadcast=True, id=10)
     declare_among(job, 2, (0, 2), broadcast=True, id=10)
@@ -135,7 +131,7 @@ def test_ranks_disagree_on_who_uses_a_key() -> None:
     declare_among(job, 1, (1, 2))
     error, _ = fault(declare_among(job, 2, (0, 2)))
     assert isinstance(error, DisagreementError)
-    assert "among ranks 1-2, rank 2 declared pushpull of uint8 () among ranks 0, 2" in str(error)
+    assert "among ranks 1-2, rank 2 declared pushpull of uint8 (4,) among ranks 0, 2" in str(error)
 
 
 @pytest.mark.parametrize("ranks", [(0, 1), (1, 2, 1), (1, 1), (1, 3)])

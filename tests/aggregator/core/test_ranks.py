@@ -10,7 +10,8 @@ from psum.aggregator.core.registry import Registry
 from psum.aggregator.core.roster import Roster
 from psum.runtime import rank_names
 from psum.wire.errors import DisagreementError, InvalidError, TakenError, WorkerLostError
-from tests.aggregator.core.members import FOUR, LIMITS, MEMBERS, entry, faults, hello, refusal, started
+from tests.aggregator.core.members import LIMITS, MEMBERS, faults, hello, refusal, started
+from tests.aggregator.keys import FOUR, entry
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import ShardRound
 from psum.wire.errors import (
     DisagreementError,
     FaultError,
@@ -15,6 +14,7 @@ from psum.wire.errors import (
     TakenError,
     WorkerLostError,
 )
+from tests.aggregator.keys import declare, entry, key
 
 
 def hello(rank: int = 0, *, num_workers: int = 2, age: float = 1000.0, job: str = "night") -> pb.Hello:
@@ -155,9 +155,7 @@ def leave(registry: Registry, rank: int, now: float) -> None:
 
 def use(job: Job, rank: int, now: float) -> list[Action]:
     """A rank declares a key of one element, and contributes to its first round."""
-    key = pb.Key(id=1, name="w", elements=1, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shape=[1])
-    key.shards.add(index=0, elements=1)
-    return [*job.declare(rank, key, now), *job.contribute(rank, ShardRound(1, 0, 0), memoryview(b"1"), now)]
+    return [*job.declare(rank, key(elements=1), now), *job.contribute(rank, entry(length=1), memoryview(b"1"), now)]
 
 
 def test_a_rank_that_comes_when_another_has_left_is_told_at_its_first_contribution(registry: Registry) -> None:
@@ -359,9 +357,7 @@ def test_a_new_process_of_a_rank_that_did_not_come_back_is_of_the_next_run(regis
     back.resuming = True
     assert join(registry, back, 0.0) is None
     job = registry.jobs["night"]
-    key = pb.Key(id=7, name="w", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shape=[4])
-    key.shards.append(pb.Shard(index=0, elements=4, round=1))
-    assert job.declare(0, key, 0.0) == []
+    assert declare(job, 0, 1) == []
     job.lost(0, 1.0)
     [(_, action)] = registry.tick(32.0)
     assert isinstance(action, Report)

@@ -14,7 +14,6 @@ from tests.aggregator.core.owner import (
     LIMITS,
     add_up,
     begun,
-    declare,
     hello,
     join,
     join_learning,
@@ -25,6 +24,7 @@ from tests.aggregator.core.owner import (
     told,
     two_groups,
 )
+from tests.aggregator.keys import declare
 
 #: The process that joins as rank 1, or as rank 5.
 SPARE = 900

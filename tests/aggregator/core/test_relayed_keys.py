@@ -6,19 +6,8 @@ from psum.aggregator.core.actions import Ask
 from psum.aggregator.core.elastic_job import ElasticJob
 from psum.wire import ShardRound
 from psum.wire.errors import ProtocolError, WorkerLostError
-from tests.aggregator.core.owner import (
-    LIMITS,
-    add_up,
-    declare,
-    faults,
-    hello,
-    join_learning,
-    loss,
-    pull,
-    push,
-    relay,
-    started,
-)
+from tests.aggregator.core.owner import LIMITS, add_up, faults, hello, join_learning, loss, pull, push, relay, started
+from tests.aggregator.keys import declare
 
 # Broadcasts.
 

@@ -7,7 +7,8 @@ from psum.aggregator.core.departures import RELEASE_SECONDS
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.wire.errors import TakenError
-from tests.aggregator.core.restarted import declare, give_back, hello, push, returned, sync
+from tests.aggregator.core.restarted import give_back, hello, push, returned, sync
+from tests.aggregator.keys import declare
 
 job = pytest.fixture(returned)
 

@@ -8,7 +8,8 @@ from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.membership import REPLACED_SECONDS
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire.errors import DisagreementError, TakenError, WorkerLostError
-from tests.aggregator.core.restarted import declare, hello, push, returned
+from tests.aggregator.core.restarted import hello, push, returned
+from tests.aggregator.keys import declare
 
 job = pytest.fixture(returned)
 

@@ -10,6 +10,7 @@ from psum.aggregator.core.limits import Limits
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PROTOCOL_VERSION, ShardRound
 from psum.wire.errors import ExcludedError
+from tests.aggregator.keys import key
 
 TICK: Final = 0.25
 
@@ -48,9 +49,7 @@ def lost(actions: list[Action]) -> list[int]:
 def test_a_silent_worker_is_lost_although_its_connection_is_open(job: ElasticJob) -> None:
     """It is lost after the time-out, its round is summed, and it is told so, in case it can hear that."""
     for rank in range(3):
-        key = pb.Key(id=7, name="w", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shape=[4])
-        key.shards.append(pb.Shard(index=0, elements=4))
-        job.declare(rank, key, 0.0)
+        job.declare(rank, key(), 0.0)
     for rank in (0, 2):
         job.contribute(rank, ShardRound(id=7, length=4), memoryview(bytes(4)), 0.0)
     actions, now = run(job, 0.0, 60.0, 0, 2)

@@ -10,6 +10,7 @@ from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.stall_warnings import StallWarnings
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
+from tests.aggregator.keys import key
 
 
 def test_a_warning_comes_after_some_time_and_each_time_that_has_doubled() -> None:
@@ -35,10 +36,8 @@ def job() -> Iterator[Job]:
     for rank in range(2):
         job.join(pb.Hello(job="night", rank=rank, num_workers=3, worker=f"host{rank} pid 7"), "peer", 0.0)
     for id in (1, 2):
-        declared = pb.Key(id=id, name=f"w{id}", elements=4, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM)
-        declared.shards.append(pb.Shard(index=0, elements=4))
         for rank in range(2):
-            job.declare(rank, declared, 0.0)
+            job.declare(rank, key(id, name=f"w{id}"), 0.0)
     yield job
     job.check()
 

@@ -7,7 +7,8 @@ from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
 from psum.wire.errors import ProtocolError
-from tests.aggregator.core.elastic import LIMITS, begun, declare, hello, loss, push, started, tick, told
+from tests.aggregator.core.elastic import LIMITS, begun, hello, loss, push, started, tick, told
+from tests.aggregator.keys import declare
 
 
 def says(job: ElasticJob, *ranks: int, all: bool, now: float) -> None:

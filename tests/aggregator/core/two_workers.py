@@ -7,7 +7,7 @@ from psum.aggregator.core.actions import Action, Sum
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import ShardRound
+from tests.aggregator.keys import FOUR, entry, key
 
 
 def hello(rank: int, change: Mapping[str, Any] | None = None) -> pb.Hello:
@@ -20,27 +20,6 @@ def hello(rank: int, change: Mapping[str, Any] | None = None) -> pb.Hello:
         "worker": f"host pid {100 + rank}",
     }
     return pb.Hello(**fields | dict(change or {}))
-
-
-def key(
-    elements: int = 4, *, operation: pb.Operation.ValueType = pb.OPERATION_SUM, id: int = 7, round: int = 0
-) -> pb.Key:
-    return pb.Key(
-        id=id,
-        name="w",
-        elements=elements,
-        type=pb.ELEMENT_TYPE_UINT8,
-        operation=operation,
-        shape=[elements],
-        shards=[pb.Shard(index=0, elements=elements, round=round)],
-    )
-
-
-def entry(round: int = 0, *, id: int = 7, priority: int = 0, shard: int = 0, length: int = 4) -> ShardRound:
-    return ShardRound(id=id, shard=shard, round=round, priority=priority, length=length)
-
-
-FOUR = memoryview(b"abcd")
 
 
 def run_round(job: Job, round: int) -> list[Action]:

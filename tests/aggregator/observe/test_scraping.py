@@ -13,6 +13,7 @@ import pytest
 from psum.v1 import aggregator_pb2 as pb
 from psum.v1 import aggregator_pb2_grpc as rpc
 from psum.wire import PROTOCOL_VERSION, ShardRound, to_columns
+from tests.aggregator.keys import key
 from tests.process_stat import processor_seconds
 
 JOBS = 50
@@ -36,11 +37,9 @@ async def work(stub: Any, job: int, rank: int) -> Any:
         planes=[pb.PLANE_INLINE],
         worker=f"host{rank} pid {rank}",
     )
-    shard = pb.Shard(index=0, elements=1)
-    key = pb.Key(id=5, name="w", elements=1, type=pb.ELEMENT_TYPE_UINT8, operation=pb.OPERATION_SUM, shards=[shard])
     call = stub.Exchange()
     await call.write(pb.ExchangeRequest(hello=hello))
-    await call.write(pb.ExchangeRequest(declare=pb.Declare(keys=[key])))
+    await call.write(pb.ExchangeRequest(declare=pb.Declare(keys=[key(5, elements=1)])))
     await call.write(pb.ExchangeRequest(push=pb.Push(shards=to_columns([ShardRound(id=5, length=1)])), payload=b"1"))
     while (kind := (await call.read()).WhichOneof("kind")) != "result":
         assert kind in ("welcome", "taken")

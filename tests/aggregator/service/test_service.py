@@ -13,6 +13,7 @@ from psum.aggregator import Server, Settings
 from psum.v1 import aggregator_pb2 as pb
 from psum.v1 import aggregator_pb2_grpc as rpc
 from psum.wire import ShardRound, to_columns, to_rows
+from tests.aggregator.keys import key
 
 
 @pytest_asyncio.fixture
@@ -38,16 +39,7 @@ def hello(rank: int = 0, num_workers: int = 1, ranks: Sequence[int] = ()) -> pb.
 
 
 def declare(elements: int) -> pb.ExchangeRequest:
-    key = pb.Key(
-        id=5,
-        name="w",
-        elements=elements,
-        type=pb.ELEMENT_TYPE_UINT8,
-        operation=pb.OPERATION_SUM,
-        shape=[elements],
-        shards=[pb.Shard(index=0, elements=elements)],
-    )
-    return pb.ExchangeRequest(declare=pb.Declare(keys=[key]))
+    return pb.ExchangeRequest(declare=pb.Declare(keys=[key(5, elements=elements)]))
 
 
 def push(payload: bytes, round: int = 0) -> pb.ExchangeRequest:

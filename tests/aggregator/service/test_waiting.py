@@ -12,6 +12,7 @@ from psum.aggregator import Server, Settings
 from psum.v1 import aggregator_pb2 as pb
 from psum.v1 import aggregator_pb2_grpc as rpc
 from psum.wire import ShardRound, to_columns
+from tests.aggregator.keys import key
 
 SETTINGS = Settings(listen=("127.0.0.1:0",), hello_timeout=2.0, round_timeout=2.0)
 
@@ -69,16 +70,7 @@ def admit(rank: int, generation: int = 0) -> pb.ExchangeRequest:
 
 
 def declare() -> pb.ExchangeRequest:
-    key = pb.Key(
-        id=5,
-        name="w",
-        elements=3,
-        type=pb.ELEMENT_TYPE_UINT8,
-        operation=pb.OPERATION_SUM,
-        shape=[3],
-        shards=[pb.Shard(index=0, elements=3)],
-    )
-    return pb.ExchangeRequest(declare=pb.Declare(keys=[key]))
+    return pb.ExchangeRequest(declare=pb.Declare(keys=[key(5, elements=3)]))
 
 
 def push(value: int) -> pb.ExchangeRequest:

@@ -16,6 +16,7 @@ from psum.client.future import Outcome
 from psum.client.shared_arrays import SharedBlock
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, decode, encode, to_columns, to_rows
+from tests.client.core.messages import sent
 
 
 @pytest.fixture
@@ -40,14 +41,6 @@ def begin(session: Session, done: Done = lambda _: None) -> Ticket:
     ticket.start(view, view, done)
     session.submit(ticket, 0.0)
     return ticket
-
-
-def sent(session: Session, aggregator: int) -> list[pb.ExchangeRequest]:
-    """All messages to an aggregator that can be sent now."""
-    messages = []
-    while (data := session.next_message(aggregator)) is not None:
-        messages.append(decode(pb.ExchangeRequest, data)[0])
-    return messages
 
 
 def answer(session: Session, aggregator: int, row: ShardRound, contributors: int) -> None:

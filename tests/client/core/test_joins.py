@@ -9,7 +9,7 @@ from psum.client.core.session import Session
 from psum.client.core.store_numbers import STEERING
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import encode
-from tests.client.core.test_elastic_session import sent
+from tests.client.core.messages import sent
 
 
 def make(rank: int = 0, weights: tuple[int, ...] | None = ()) -> Session:

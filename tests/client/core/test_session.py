@@ -9,6 +9,7 @@ from psum.client.core.session import Session
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import decode, encode, to_columns, to_rows
 from psum.wire.errors import FaultError, ProtocolError
+from tests.client.core.messages import sent
 
 
 @pytest.fixture
@@ -21,14 +22,6 @@ def session() -> Session:
     ticket.start(view, view, lambda _: None)
     session.submit(handed_over.pop(), 0.0)
     return session
-
-
-def sent(session: Session) -> list[pb.ExchangeRequest]:
-    """All that may be sent now, without payloads."""
-    messages = []
-    while (data := session.next_message(0)) is not None:
-        messages.append(decode(pb.ExchangeRequest, data)[0])
-    return messages
 
 
 def test_a_sync_is_answered_when_no_sum_is_lacking(session: Session) -> None:
