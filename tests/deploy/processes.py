@@ -32,6 +32,16 @@ _KILLED_SECONDS = 10.0
 _NAMES = ("*.psum-aggregator.psum.svc", "*.psum-aggregator.psum.svc.cluster.local")
 
 
+@contextlib.contextmanager
+def pod_files() -> Iterator[pathlib.Path]:
+    """Makes a folder for the files of pods. pytest's folder would not do, because only this user may enter it."""
+    made = pathlib.Path(tempfile.mkdtemp(prefix="pods-"))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made)
+
+
 class Cluster:
     """A namespace of a cluster: addresses, names and secrets.
 

@@ -8,9 +8,7 @@ import dataclasses
 import itertools
 import pathlib
 import re
-import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -19,7 +17,7 @@ from psum import client as psum
 from tests.deploy import containers
 from tests.deploy.controllers import Job, Place, run_until
 from tests.deploy.manifests import ROOT, Pod, Resource, patched, pods, rendered
-from tests.deploy.processes import Cluster, PodProcess, running, secrets, worker_settings
+from tests.deploy.processes import Cluster, PodProcess, pod_files, running, secrets, worker_settings
 
 pytestmark = [
     pytest.mark.skipif(containers.lack() != "", reason=containers.lack()),
@@ -73,10 +71,9 @@ def guide() -> str:
 
 @pytest.fixture
 def directory() -> Iterator[pathlib.Path]:
-    """A folder for the pods' files. pytest's folder would not do, because only this user may read it."""
-    made = pathlib.Path(tempfile.mkdtemp(prefix="pods-"))
-    yield made
-    shutil.rmtree(made)
+    """A folder for the pods' files."""
+    with pod_files() as made:
+        yield made
 
 
 class Training:

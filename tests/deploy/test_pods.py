@@ -2,8 +2,6 @@
 
 import contextlib
 import pathlib
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +15,7 @@ from psum.client import Settings as WorkerSettings
 from tests.deploy import containers
 from tests.deploy.checks import CLOSING_SECONDS
 from tests.deploy.manifests import pods, rendered
-from tests.deploy.processes import Cluster, PodProcess, running, secrets, worker_settings
+from tests.deploy.processes import Cluster, PodProcess, pod_files, running, secrets, worker_settings
 
 pytestmark = pytest.mark.skipif(containers.lack() != "", reason=containers.lack())
 
@@ -27,10 +25,9 @@ PATIENCE_SECONDS = 40.0
 
 @pytest.fixture
 def directory() -> Iterator[pathlib.Path]:
-    """A folder for the pods' files. pytest's folder would not do, because only this user may read it."""
-    made = pathlib.Path(tempfile.mkdtemp(prefix="pods-"))
-    yield made
-    shutil.rmtree(made)
+    """A folder for the pods' files."""
+    with pod_files() as made:
+        yield made
 
 
 @pytest.mark.parametrize("name", ["single-node", "production", "production, large", "workers/jobset"])

@@ -1,9 +1,8 @@
 """The example's worker as process 1: SIGTERM ends it in every phase, and its peers learn of it at once."""
 
+import contextlib
 import pathlib
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,7 +13,7 @@ from psum import client as psum
 from psum.aggregator.core.membership import REPLACED_SECONDS
 from tests.deploy import containers
 from tests.deploy.manifests import pods, rendered
-from tests.deploy.processes import Cluster, PodProcess, secrets
+from tests.deploy.processes import Cluster, PodProcess, pod_files, secrets
 
 pytestmark = [
     pytest.mark.skipif(containers.lack() != "", reason=containers.lack()),
@@ -117,14 +116,8 @@ class Example:
 @pytest.fixture(scope="module")
 def example() -> Iterator[Example]:
     """The example. Its processes keep running from one test to the next."""
-    # pytest's folder would not do, because only this user may read it.
-    directory = pathlib.Path(tempfile.mkdtemp(prefix="pods-"))
-    made = Example(directory)
-    try:
+    with pod_files() as directory, contextlib.closing(Example(directory)) as made:
         yield made
-    finally:
-        made.close()
-        shutil.rmtree(directory)
 
 
 def test_it_ends_while_it_joins(example: Example) -> None:

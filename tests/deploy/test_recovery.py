@@ -6,9 +6,7 @@ Fleets and workers run as their manifests say (see containers.py). Models of Kub
 
 import contextlib
 import pathlib
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -20,7 +18,7 @@ from psum import client as psum
 from tests.deploy import containers, controllers
 from tests.deploy.controllers import Controller, Job, StatefulSet, run_until
 from tests.deploy.manifests import Pod, pods, rendered
-from tests.deploy.processes import Cluster, PodProcess, secrets
+from tests.deploy.processes import Cluster, PodProcess, pod_files, secrets
 
 pytestmark = [
     pytest.mark.skipif(containers.lack() != "", reason=containers.lack()),
@@ -204,10 +202,8 @@ FLEETS: dict[str, tuple[dict[str, str], Callable[[Fleet], Times]]] = {
 @pytest.fixture(scope="module")
 def happened() -> Iterator[dict[str, "Future[tuple[Fleet, Times]]"]]:
     """Runs all fleets at the same time, because they mostly wait for the controllers' delays."""
-    # pytest's folder would not do, because only this user may read it.
-    directory = pathlib.Path(tempfile.mkdtemp(prefix="pods-"))
     with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, directory)
+        directory = stack.enter_context(pod_files())
         pool = stack.enter_context(ThreadPoolExecutor(len(FLEETS)))
 
         def run(name: str) -> tuple[Fleet, Times]:

@@ -1,9 +1,7 @@
 """Workers of two pods train through relays: one pod through its node's relay, the other through its own sidecar."""
 
 import pathlib
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +13,7 @@ from psum.v1 import aggregator_pb2 as pb
 from tests.deploy import containers
 from tests.deploy.manifests import pods, rendered
 from tests.deploy.network import NAMESPACE
-from tests.deploy.processes import Cluster, PodProcess, secrets, worker_settings
+from tests.deploy.processes import Cluster, PodProcess, pod_files, secrets, worker_settings
 
 pytestmark = [
     pytest.mark.skipif(containers.lack() != "", reason=containers.lack()),
@@ -109,15 +107,13 @@ def _rank(pod: Any) -> int:
 @pytest.fixture
 def training() -> Iterator[Training]:
     """The training, while it runs."""
-    # pytest's folder would not do, because only this user may read it.
-    directory = pathlib.Path(tempfile.mkdtemp(prefix="pods-"))
-    made = Training(directory)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.close()
-        shutil.rmtree(directory)
+    with pod_files() as directory:
+        made = Training(directory)
+        try:
+            made.start()
+            yield made
+        finally:
+            made.close()
 
 
 def test_relays_are_replaced_and_killed_while_their_workers_train(training: Training) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import pathlib
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +16,8 @@ from psum import client as psum
 from psum.aggregator import Server, Settings
 from psum.aggregator.service import stream
 from psum.client.transport.loop_thread import LoopThread
-from psum.planes import DEFAULT_DIRECTORY
 from tests.integration.credential_files import Files
+from tests.shared_memory import emptied_directory
 
 T = TypeVar("T")
 
@@ -121,9 +120,8 @@ class Fleet:
 @pytest.fixture
 def directory() -> Iterator[pathlib.Path]:
     """A directory in memory for this test. It must be empty after the test."""
-    with tempfile.TemporaryDirectory(dir=DEFAULT_DIRECTORY) as name:
-        yield pathlib.Path(name)
-        assert list(pathlib.Path(name).iterdir()) == []
+    with emptied_directory() as made:
+        yield made
 
 
 @pytest.fixture

@@ -2,20 +2,19 @@
 
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator
 
 import pytest
 
-from psum.planes import DEFAULT_DIRECTORY, GrowingSegment, Limit, Segment, SegmentError
+from psum.planes import GrowingSegment, Limit, Segment, SegmentError
+from tests.shared_memory import emptied_directory
 
 
 @pytest.fixture
 def directory() -> Iterator[str]:
     """A directory in memory; the test must leave it empty."""
-    with tempfile.TemporaryDirectory(dir=DEFAULT_DIRECTORY) as name:
-        yield name
-        assert list(pathlib.Path(name).iterdir()) == []
+    with emptied_directory() as made:
+        yield str(made)
 
 
 def _fail(error: SegmentError) -> None:

@@ -1,7 +1,5 @@
 """Every plane in the table keeps what psum.planes.plane promises, from offer to close."""
 
-import pathlib
-import tempfile
 from collections.abc import Iterator
 
 import click
@@ -28,6 +26,7 @@ from psum.planes import (
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import ProtocolError
+from tests.shared_memory import emptied_directory
 
 KINDS = pytest.mark.parametrize("plane", PLANES, ids=lambda plane: plane.name)
 
@@ -91,12 +90,10 @@ class Ends:
 @pytest.fixture
 def ends(plane: Plane) -> Iterator[Ends]:
     """Both ends of the plane."""
-    # Tests that run at the same time make segments too.
-    with tempfile.TemporaryDirectory(dir=DEFAULT_DIRECTORY) as directory:
-        made = Ends(plane, directory=directory)
+    with emptied_directory() as directory:
+        made = Ends(plane, directory=str(directory))
         yield made
         made.close()
-        assert list(pathlib.Path(directory).glob("psum-*")) == []
 
 
 def value(seed: int) -> memoryview:

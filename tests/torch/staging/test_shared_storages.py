@@ -5,7 +5,6 @@ import functools
 import gc
 import os
 import pathlib
-import tempfile
 import threading
 from collections.abc import Iterator
 from typing import Any, Final
@@ -16,11 +15,12 @@ import torch
 
 from psum import client as psum
 from psum.aggregator import Settings
-from psum.planes import DEFAULT_DIRECTORY, Limit
+from psum.planes import Limit
 from psum.torch import staging
 from psum.torch.staging.shared_storages import SharedStorages
 from psum.torch.tensors import unmarked_array
 from tests.integration.conftest import Fleet
+from tests.shared_memory import emptied_directory
 from tests.torch.staging.test_transfer import TYPES, result_of
 
 #: A little more than the least size that moves: not a number of whole pages, of shards or of elements of 8 bytes.
@@ -30,9 +30,8 @@ ELEMENTS: Final = (3 << 20) // 4 + 101
 @pytest.fixture(scope="module")
 def directory() -> Iterator[pathlib.Path]:
     """A directory in memory for the tests of this module. It must be empty after them."""
-    with tempfile.TemporaryDirectory(dir=DEFAULT_DIRECTORY) as name:
-        yield pathlib.Path(name)
-        assert list(pathlib.Path(name).iterdir()) == []
+    with emptied_directory() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
