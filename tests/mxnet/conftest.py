@@ -201,6 +201,23 @@ def client() -> Iterator[FakeClient]:
 
 
 @pytest.fixture
+def store(client: FakeClient) -> Any:
+    """A store whose operations the test ends."""
+    from psum.mxnet import BytePS
+
+    return BytePS(client)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def device_store(client: FakeClient) -> Any:
+    """The same for which all contexts but cpu(0) are devices, whose arrays cannot be used in place."""
+    from psum.mxnet import BytePS
+    from psum.mxnet.compat import mx
+
+    return BytePS(client, in_place=lambda context: bool(context == mx.cpu(0)))  # type: ignore[arg-type]
+
+
+@pytest.fixture
 def local_store() -> Iterator[Any]:
     """A store in a job of one worker, which needs no aggregator."""
     from psum.mxnet import BytePS

@@ -13,11 +13,6 @@ from psum.mxnet.in_place_sum import InPlaceSum
 from tests.polling import PATIENCE_SECONDS
 
 
-@pytest.fixture
-def store(client: Any) -> BytePS:
-    return BytePS(client)
-
-
 def test_one_object_serves_all_sums_of_a_key(store: BytePS, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a sum that begins before the last one of its key has ended needs another one."""
     made: list[InPlaceSum] = []

@@ -4,9 +4,9 @@ import contextlib
 import copy
 import operator
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 from psum.client import (
     Client,
@@ -21,7 +21,7 @@ from psum.client import (
 from psum.mxnet.arguments import Arrays
 from psum.mxnet.arrays.inspection import context_of
 from psum.mxnet.arrays.memory import usable_in_place
-from psum.mxnet.compat import ENGINE_IS_NAIVE, MXNetError, mx
+from psum.mxnet.compat import ENGINE_IS_NAIVE, MXNetError
 from psum.mxnet.device_sum import DeviceSum, PipelineOf, pipeline_of
 from psum.mxnet.engine import lifecycle
 from psum.mxnet.in_place_sum import InPlaceSum
@@ -32,11 +32,10 @@ from psum.mxnet.shared_gradients import SharedGradients
 from psum.mxnet.staging.lanes import Lane
 from psum.mxnet.staging.lent_sums import LentSums
 from psum.mxnet.staging.stages import StagePool, StageStatistics
+from psum.mxnet.without_weights import StoreWithoutWeights
 
-_ON_THE_WORKERS = "this store keeps no weights and runs no optimizer: gluon.Trainer and Module do that on the workers."
 
-
-class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
+class BytePS(StoreWithoutWeights):
     """Sums NDArrays over all workers of a job. `mx.kv.create('byteps')` makes one.
 
     Each store is a namespace of keys, so all workers must create their stores in the same order. A Trainer that gets
@@ -200,70 +199,9 @@ class BytePS(mx.kvstore.KVStoreBase):  # type: ignore[misc]
         except PsumError as error:
             raise MXNetError(str(error)) from error
 
-    def push(self, key: Any, value: Any, priority: int = 0) -> NoReturn:
-        """Not implemented."""
-        raise NotImplementedError(
-            "push: this store keeps no values for a later pull. kv.pushpull(key, value, out) does both at once"
-        )
-
-    def pull(self, key: Any, out: Any = None, priority: int = 0, ignore_sparse: bool = True) -> NoReturn:
-        """Not implemented."""
-        raise NotImplementedError(
-            "pull: this store keeps no values. kv.pushpull(key, value, out) gives the sum over all workers,"
-            " kv.broadcast(key, value, out) the value of rank 0"
-        )
-
-    def row_sparse_pull(self, key: Any, out: Any = None, priority: int = 0, row_ids: Any = None) -> NoReturn:
-        """Not implemented."""
-        raise NotImplementedError(
-            "row_sparse_pull: psum sums dense arrays only. Make parameters with stype='default' and"
-            " grad_stype='default' (Embedding: sparse_grad=False)"
-        )
-
-    @staticmethod
-    def is_capable(capability: str) -> bool:
-        """Returns False for every capability: this store keeps no weights."""
-        return False
-
-    def set_optimizer(self, optimizer: Any) -> None:
-        """Not implemented."""
-        raise NotImplementedError(f"set_optimizer: {_ON_THE_WORKERS} Pass the optimizer to them")
-
-    def save_optimizer_states(self, fname: str, dump_optimizer: bool = False) -> None:
-        """Not implemented."""
-        raise NotImplementedError(f"save_optimizer_states: {_ON_THE_WORKERS} Use Trainer.save_states")
-
-    def load_optimizer_states(self, fname: str) -> None:
-        """Not implemented."""
-        raise NotImplementedError(f"load_optimizer_states: {_ON_THE_WORKERS} Use Trainer.load_states")
-
-    def set_gradient_compression(self, compression_params: Mapping[str, Any] | None) -> None:
-        """Accepts only None, {} and {'type': 'none'}: psum does not compress.
-
-        Raises:
-            NotImplementedError: The parameters ask for compression.
-        """
-        if compression_params and compression_params.get("type") != "none":
-            raise NotImplementedError(
-                f"gradient compression {dict(compression_params)!r}: psum sends gradients as they are; leave"
-                " compression_params out, and cast the network to float16 to halve the bytes"
-            )
-
-    # MXNet's own stores have these undocumented methods, and programs use them.
-
     def _barrier(self) -> None:
-        """Does the same as `barrier`."""
+        """Does the same as `barrier`. MXNet's own stores have it, and programs use it."""
         self.barrier()
-
-    def _set_updater(self, updater: Any) -> NoReturn:
-        """Not implemented."""
-        raise NotImplementedError(f"_set_updater: {_ON_THE_WORKERS} Update there what pushpull gives")
-
-    def _send_command_to_servers(self, head: Any, body: Any) -> NoReturn:
-        """Not implemented."""
-        raise NotImplementedError(
-            "_send_command_to_servers: aggregators take no commands of programs; `psum status` shows what they do"
-        )
 
     # For Trainer and Module:
 
