@@ -1,8 +1,10 @@
 """The programs of the README and of pages for users run unchanged."""
 
 import importlib.util
+import json
 import pathlib
 import re
+import statistics
 import subprocess
 import sys
 
@@ -57,3 +59,21 @@ def test_the_example_of_averaging_runs() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("accuracy over all ranks: 0.900") == 2
     assert done.stdout.count("counts [180.0, 200.0]") == 2
+
+
+@pytest.mark.alike
+def test_the_table_of_speeds_shows_what_was_measured() -> None:
+    """Each figure is the median in docs/benchmarks.json, and the text has the date of each measurement."""
+    text = README.read_text()
+    results = json.loads((ROOT / "docs/benchmarks.json").read_text())
+    rows = re.findall(r"^\| (big|resnet50|small)\b[^|]*, (\d)(; ms a step)? \|(.*) \|$", text, re.MULTILINE)
+    assert len(rows) == 5
+    for workload, workers, in_ms, figures in rows:
+        found = results[f"{workload}, 2 cores of AMD EPYC"]
+        assert found["date"] in text.partition("The next table compares speed")[2].partition("|")[0]
+        measured = []
+        for variant in ("psum shm", "psum direct", "psum inline", "dist_sync", "gloo"):
+            runs = [each for each in found["runs"] if (each["variant"], each["workers"]) == (variant, int(workers))]
+            value = statistics.median(each["ms_per_step" if in_ms else "gb_per_s_per_worker"] for each in runs)
+            measured.append(f"{value:.1f}" if in_ms else f"{value:.2f}")
+        assert [figure.strip() for figure in figures.split("|")] == measured, f"{workload}, {workers} workers"
