@@ -84,7 +84,7 @@ def test_an_authority_that_does_not_count_any_more_is_warned_of() -> None:
     [warning] = settings.warnings()
     assert warning.startswith("PSUM_TLS_CA=ca.pem is a worker's setting and does not count here: workers are not asked")
     assert "--tls-client-ca or PSUM_AGGREGATOR_TLS_CLIENT_CA" in warning
-    with pytest.raises(ConfigurationError, match=r"anybody there could join a job.*tls_client_ca") as caught:
+    with pytest.raises(ConfigurationError, match=r"anybody there could join a job.*--tls-client-ca") as caught:
         Settings.from_environment({"PSUM_TLS_CA": "ca.pem"}, listen="10.0.0.5:1", **FLAGS)
     assert warning in caught.value.mistakes
     # Nor beside the new names, for example from new manifests.

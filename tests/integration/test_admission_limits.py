@@ -18,7 +18,7 @@ from tests.integration.credential_files import GENERAL, Files, total
 def test_a_host_has_a_limited_number_of_streams(make_fleet: Callable[..., Any]) -> None:
     """One more is refused with an error, and accepted after another has ended."""
     fleet = make_fleet(max_streams=2)
-    with fleet.worker(0, 3) as _, fleet.worker(1, 3), pytest.raises(psum.ConnectError, match="max_streams"):
+    with fleet.worker(0, 3) as _, fleet.worker(1, 3), pytest.raises(psum.ConnectError, match="PSUM_MAX_STREAMS"):
         fleet.worker(2, 3, connect_timeout=2.0)
     assert fleet.on_every_rank(2, total, job="next") == [2.0, 2.0]
 
@@ -27,7 +27,7 @@ def test_an_aggregator_has_a_limited_number_of_jobs(make_fleet: Callable[..., An
     """One more is refused with an error. Running jobs are not affected."""
     fleet = make_fleet(max_jobs=1)
     with fleet.worker(0, 1, job="first") as client:
-        with pytest.raises(psum.ExhaustedError, match=r"job 'second' was refused: 1 jobs .* \(max_jobs\)"):
+        with pytest.raises(psum.ExhaustedError, match=r"job 'second' was refused: 1 jobs .* \(PSUM_MAX_JOBS\)"):
             fleet.worker(0, 1, job="second")
         assert total(client) == 1.0
     assert fleet.on_every_rank(1, total, job="second") == [1.0]
@@ -42,7 +42,10 @@ def push_new_keys(client: psum.Client, steps: int) -> None:
 def test_a_job_has_a_limited_number_of_shards(make_fleet: Callable[..., Any]) -> None:
     """A program that makes new keys in every step gets an error before it fills the aggregator's memory."""
     fleet = make_fleet(max_shards=20)
-    with fleet.worker(0, 1, partition_bytes=1 << 10) as client, pytest.raises(psum.ExhaustedError, match="max_shards"):
+    with (
+        fleet.worker(0, 1, partition_bytes=1 << 10) as client,
+        pytest.raises(psum.ExhaustedError, match="PSUM_MAX_SHARDS"),
+    ):
         push_new_keys(client, 30)
 
 

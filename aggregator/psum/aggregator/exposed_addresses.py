@@ -14,11 +14,11 @@ def exposed(settings: DeclaredSettings) -> Iterator[str]:
         if not settings.tls_cert:
             yield (
                 f"listen={address}: other machines can reach this address, and connections would not be encrypted;"
-                " give a certificate (tls_cert, tls_key), listen on a loopback address or a unix socket, or say"
+                " give a certificate (--tls-cert, --tls-key), listen on a loopback address or a unix socket, or say"
                 " --insecure"
             )
         elif not settings.tls_client_ca and not settings.token_file:
             yield (
                 f"listen={address}: other machines can reach this address, and anybody there could join a job; ask"
-                " workers for certificates (tls_client_ca) or for tokens (token_file), or say --insecure"
+                " workers for certificates (--tls-client-ca) or for tokens (--token-file), or say --insecure"
             )

@@ -195,7 +195,7 @@ async def test_a_worker_that_lacks_descriptors_says_so() -> None:
 async def test_a_refusal_is_told_though_grpc_loses_its_words_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """gRPC says only 'Internal error from Core' if the refusal overtakes hello; an earlier attempt knew the reason."""
     nothing = grpc.aio.Metadata()
-    answers = [(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many streams as it may have (max_streams)")]
+    answers = [(grpc.StatusCode.RESOURCE_EXHAUSTED, "as many as one host may have (PSUM_MAX_STREAMS)")]
 
     async def refuse(*_: object) -> None:
         code, words = answers.pop() if answers else (grpc.StatusCode.INTERNAL, "Internal error from Core")
@@ -203,7 +203,7 @@ async def test_a_refusal_is_told_though_grpc_loses_its_words_later(monkeypatch: 
 
     monkeypatch.setattr(StreamOpener, "_introduce", refuse)
     async with Aggregator(WELCOME) as settings:
-        with pytest.raises(psum.ConnectError, match="max_streams"):
+        with pytest.raises(psum.ConnectError, match="PSUM_MAX_STREAMS"):
             await asyncio.to_thread(psum.connect, settings)
     assert not answers
 

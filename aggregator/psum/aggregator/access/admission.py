@@ -35,7 +35,10 @@ class Admission:
         if self._limits.enter(peer):
             return None
         host = host_of(peer)
-        text = f"{host} has {self._limits.limit} streams open, as many as it may have (max_streams)"
+        text = (
+            f"{host} has {self._limits.limit} streams open, as many as one host may have (PSUM_MAX_STREAMS); raise that"
+            " on the aggregator, or let some of its workers end first"
+        )
         self._limited_log.warn("streams", host, "refused another stream: %s", text)
         return text
 

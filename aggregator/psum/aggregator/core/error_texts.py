@@ -43,7 +43,7 @@ def exhausted(job: str, key: Key, members: int, need: int, budget: Budget) -> Ex
     return ExhaustedError(
         f"job {job!r} needs {need} bytes on this aggregator for key {key.title}, {key.describe(key.declared)},"
         f" of {members} workers; {budget.free_bytes} bytes of its memory budget of {budget.limit_bytes} are"
-        " left. Give it more (--memory-budget), add aggregators, or wait for other jobs to end",
+        " left. Give it more (PSUM_MEMORY_BUDGET), add aggregators, or wait for other jobs to end",
         key=key.id,
     )
 
@@ -53,7 +53,7 @@ def too_many_shards(job: str, keys: int, declared: pb.Key, shards: int, max_shar
     return ExhaustedError(
         f"job {job!r} has {keys} keys on this aggregator; with key"
         f" {titled(declared.name, declared.label)} they have {shards} shards, and may have {max_shards}"
-        " (max_shards). Are new keys made in every step, or is PSUM_PARTITION_BYTES very small?"
+        " (PSUM_MAX_SHARDS). Are new keys made in every step, or is PSUM_PARTITION_BYTES very small?"
     )
 
 

@@ -213,7 +213,7 @@ class Registry:
         if len(self.jobs) >= self._limits.max_jobs:
             return ExhaustedError(
                 f"job {hello.job!r} was refused: {len(self.jobs)} jobs are in progress on this aggregator, as many"
-                " as it may have (max_jobs); use another, or wait for some to end"
+                " as it may have (PSUM_MAX_JOBS); use another, or wait for some to end"
             )
         # A worker that comes back was in the job with all others, so it is not late.
         job = self._add(hello, before=None if hello.resuming else ended)
