@@ -1,7 +1,7 @@
 """Operations on MXNet's engine that Python completes later, from any thread.
 
-The engine orders an operation among all others by the array that it writes. It goes through these calls, each at most
-once:
+The engine orders an operation among all others by the array that it writes. From its push to its release it goes
+through one of these rows:
 
     push ── run ── complete ── release        its array became ready
     push ── skipped ────────── release        an earlier operation on its array failed
