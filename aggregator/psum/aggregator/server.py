@@ -56,7 +56,7 @@ _IDLE_SECONDS: Final = 60
 #: The most calls on one connection. A worker makes one call, but a proxy may forward several workers on one connection.
 _CALLS_PER_CONNECTION: Final = 1024
 
-#: The descriptors that an aggregator needs for itself.
+#: The descriptors that an aggregator needs for itself, with the least reserve (see descriptor_budget.py).
 _OWN_DESCRIPTORS: Final = 32
 
 #: The garbage collector runs each time this many more objects have been allocated than freed.

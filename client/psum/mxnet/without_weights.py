@@ -9,7 +9,10 @@ _ON_THE_WORKERS = "this store keeps no weights and runs no optimizer: gluon.Trai
 
 
 class StoreWithoutWeights(mx.kvstore.KVStoreBase):  # type: ignore[misc]
-    """A store that keeps no weights: it can neither push and pull them apart, nor update them."""
+    """A store that keeps no weights: it can neither push and pull them apart, nor update them.
+
+    Methods that are not implemented raise a NotImplementedError, which says what to do instead.
+    """
 
     def push(self, key: Any, value: Any, priority: int = 0) -> NoReturn:
         """Not implemented."""

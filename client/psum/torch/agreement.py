@@ -125,7 +125,12 @@ class _Meeting:
         self._next_warning = self._begun + _WARN_SECONDS
 
     def wait_for(self, other: int) -> None:
-        """Waits until another rank has said which ranks the group has."""
+        """Waits until another rank has said which ranks the group has.
+
+        Raises:
+            DisagreementError: That rank creates another group instead.
+            RoundTimeoutError: It has not said so in time.
+        """
         pause = _FIRST_PAUSE_SECONDS
         # Not with Store.wait: Ctrl-C has no effect during that.
         while not self._has(other):

@@ -24,7 +24,11 @@ _SIZE_UNITS: Final = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib
 
 
 def size(text: str) -> int:
-    """Parse a size such as 1048576, 512KiB or 8GiB. Return bytes."""
+    """Parse a size such as 1048576, 512KiB or 8GiB. Return bytes.
+
+    Raises:
+        ValueError: It is no size, or has 2^63 bytes or more.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in _SIZE_UNITS:
         raise ValueError("expected a size such as 1048576, 512KiB, 16MiB or 8GiB")
@@ -42,7 +46,11 @@ _MOST_SECONDS: Final = 480 * 3600.0
 
 
 def duration(text: str) -> float:
-    """Parse a time such as 30, 30s, 1.5m or 200ms. Return seconds."""
+    """Parse a time such as 30, 30s, 1.5m or 200ms. Return seconds.
+
+    Raises:
+        ValueError: It is no time, or shorter or longer than gRPC can wait.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     if match is None or match[2].lower() not in _TIME_UNITS:
         raise ValueError("expected a time such as 30, 30s, 200ms or 2m")
@@ -65,7 +73,11 @@ def choice(*allowed: str) -> Callable[[str], str]:
 
 
 def switch(text: str) -> bool:
-    """Parses 1 as True and 0 as False."""
+    """Parses 1 as True and 0 as False.
+
+    Raises:
+        ValueError: It is neither.
+    """
     return choice("0", "1")(text) == "1"
 
 

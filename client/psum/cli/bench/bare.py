@@ -70,7 +70,11 @@ class _Children:
             os._exit(1)
 
     def results(self, workers: int) -> tuple[float, float]:
-        """Wait for all processes; return the time of all workers and of the server."""
+        """Wait for all processes; return the processor seconds of all workers and of the server.
+
+        Raises:
+            RuntimeError: A process failed, or they took too long.
+        """
         times: list[list[float]] = [[], []]
         deadline, data = time.monotonic() + _TIMEOUT_SECONDS, b""
         with selectors.DefaultSelector() as selector:

@@ -176,7 +176,7 @@ async def open_data_connection(
         keepalive: Seconds of silence after which the aggregator is probed.
 
     Raises:
-        DataConnectionError: It took longer than 5 s, or a file for TLS cannot be used.
+        DataConnectionError: No address led to the aggregator within 5 s, or a file for TLS cannot be used.
     """
     if welcome.data_port > _LAST_PORT:
         raise DataConnectionError("ports go up to 65535")
@@ -234,7 +234,12 @@ class _Attempt:
         self._accepted = False
 
     async def make(self) -> DataConnection:
-        """Opens the connection, shows the secret, and waits for the answer."""
+        """Opens the connection, shows the secret, and waits for the answer.
+
+        Raises:
+            OSError: The connection was refused or broke.
+            ProtocolError: Something else than the aggregator answers.
+        """
         connection = DataConnection(_AHEAD_BYTES, keepalive=self._keepalive)
         try:
             await asyncio.get_running_loop().create_connection(

@@ -39,6 +39,9 @@ def scatter(channel: Channel, output: torch.Tensor, parts: Sequence[torch.Tensor
         output: Where this rank's tensor goes.
         parts: On the root one tensor for each rank, like output; elsewhere nothing.
         root: The rank that has the tensors.
+
+    Raises:
+        ValueError: The tensors are not as many as the ranks or not like output, or another rank than the root has some.
     """
     check_dense(output, "the output of scatter")
     check_root(channel, "scatter", root)
@@ -70,6 +73,9 @@ def gather(channel: Channel, outputs: Sequence[torch.Tensor], tensor: torch.Tens
         outputs: On the root one tensor for each rank; elsewhere nothing.
         tensor: This rank's.
         root: The rank that gets them.
+
+    Raises:
+        ValueError: The outputs are not as many as the ranks or not like tensor, or another rank than the root has some.
     """
     check_dense(tensor, "the input of gather")
     check_root(channel, "gather", root)
@@ -108,7 +114,11 @@ def all_gather(
 
 
 def all_gather_single(channel: Channel, outputs: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> PsumWork:
-    """Like all_gather, with outputs that are the lists in one piece."""
+    """Like all_gather, with outputs that are the lists in one piece.
+
+    Raises:
+        ValueError: An output has not as many elements as all ranks' tensors, has another dtype, or is not contiguous.
+    """
     lists = []
     for output, tensor in zip(outputs, tensors, strict=True):
         check_dense(output, "the output of all_gather_into_tensor")

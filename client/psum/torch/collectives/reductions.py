@@ -72,6 +72,9 @@ def reduce_scatter(
         outputs: Where the results go.
         inputs: For each output a list of tensors. The tensors of a list may differ in size, alike on all ranks.
         op: The reduction.
+
+    Raises:
+        ValueError: A list has not as many tensors as there are ranks, or this rank's is not like its output.
     """
     operator = operator_of(op)
     plan = Plan(channel, "reduce_scatter")
@@ -96,7 +99,11 @@ def reduce_scatter(
 def reduce_scatter_single(
     channel: Channel, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], op: Any
 ) -> PsumWork:
-    """Like reduce_scatter, with inputs that are the lists in one piece."""
+    """Like reduce_scatter, with inputs that are the lists in one piece.
+
+    Raises:
+        ValueError: An input has not as many elements as the outputs of all ranks.
+    """
     lists = []
     for output, whole in zip(outputs, inputs, strict=True):
         check_dense(whole, "the input of reduce_scatter_tensor")
