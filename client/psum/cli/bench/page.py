@@ -102,7 +102,11 @@ def machine() -> str:
 
 
 def load(file: pathlib.Path) -> dict[str, Result]:
-    """Read the results of a file, by their keys. A missing file has none."""
+    """Read the results of a file, by their keys. A missing file has none.
+
+    Raises:
+        ValueError, TypeError, AttributeError, KeyError: The file is not one that `save` of this version has written.
+    """
     if not file.exists():
         return {}
     found: dict[str, Any] = json.loads(file.read_text())
