@@ -160,7 +160,8 @@ class _ParametersSource:
         """
         if len(saved) != len(self._parameters):
             raise InvalidError(
-                f"this process has {len(self._parameters)} parameters, and the job that it joins {len(saved)}"
+                f"this process has {len(self._parameters)} parameters, and the job that it joins {len(saved)}; run the"
+                " same program with the same network in both"
             )
         for parameter, value in zip(self._parameters, saved, strict=True):
             if value is not None:

@@ -178,7 +178,9 @@ class BytePS(StoreWithoutWeights):
         outs = values if out is None else Arrays.of(out, "out")
         values.check_like(outs, "value", "out")
         if len(values.items) > 1:
-            raise ValueError(f"value has {len(values.items)} arrays; a broadcast sends one")
+            raise ValueError(
+                f"value has {len(values.items)} arrays; a broadcast sends one: pass that as value, and all as out"
+            )
         push_pull = self._begin(key, Operation.BROADCAST, values, outs, priority, contributes=self.rank == 0)
         if self._waits:
             push_pull.wait()

@@ -184,7 +184,10 @@ class ModuleSource:
         own = self._tensors()
         if own.keys() != tensors.keys():
             names = ", ".join(sorted(own.keys() ^ tensors.keys())[:5])
-            raise InvalidError(f"only one of this process's model and that of the job that it joins has {names}")
+            raise InvalidError(
+                f"only one of this process's model and that of the job that it joins has {names}; run the same program"
+                " with the same model in both"
+            )
         for name, tensor in own.items():
             tensors[name].fill(tensor, name)
         for name, state in extra.items():

@@ -128,13 +128,19 @@ async def test_the_next_relay_is_asked_in_the_same_way(network: Network) -> None
     assert await network.inquire("a:1", "b:1", next_relays=levels) == [problem] * 2
 
 
-@pytest.mark.parametrize(("addresses", "error"), [(["a:1"], DeniedError), (["a"], InvalidError)])
+@pytest.mark.parametrize(
+    ("addresses", "error", "text"),
+    [
+        (["a:1"], DeniedError, r"question of job 'night' on to a:1: the token .* unencrypted.*PSUM_RELAY_TLS_CA"),
+        (["a"], InvalidError, "'a' is not an address"),
+    ],
+)
 async def test_a_token_is_not_exposed_and_only_addresses_are_asked(
-    network: Network, addresses: Sequence[str], error: type[Exception]
+    network: Network, addresses: Sequence[str], error: type[Exception], text: str
 ) -> None:
-    """Unencrypted, a token may travel on this machine only."""
+    """Unencrypted, a token may travel on this machine only. The error says what to set."""
     network.answer.set()
-    with pytest.raises(error):
+    with pytest.raises(error, match=text):
         await network.inquire(*addresses, token="secret")
     assert network.asked == []
     assert await network.inquire("127.0.0.1:1", token="secret") == [INQUIRY]

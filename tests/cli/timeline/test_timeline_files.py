@@ -95,7 +95,7 @@ def test_the_same_rank_twice_is_refused(write: Callable[..., pathlib.Path], tmp_
     first = write(ONE_STEP)
     second = tmp_path / "copy.json"
     second.write_bytes(first.read_bytes())
-    assert run(first, second).output == f"Error: {first} and {second} are both of rank 0\n"
+    assert run(first, second).output == f"Error: {first} and {second} are both of rank 0; pass the files of one run\n"
 
 
 def test_files_of_different_runs_are_doubted(write: Callable[..., pathlib.Path]) -> None:

@@ -38,7 +38,10 @@ class WaitingRoom:
         """
         name, hello = candidate.hello.job, candidate.hello
         if name not in self._jobs and len(self._jobs) >= _MAX_JOBS:
-            return ExhaustedError(f"job {name!r} was refused: processes wait for {_MAX_JOBS} other jobs here already")
+            return ExhaustedError(
+                f"job {name!r} was refused: processes wait for {_MAX_JOBS} other jobs here already; start this one"
+                " later, or on other aggregators"
+            )
         candidates = self._jobs.setdefault(name, Candidates())
         waiting = candidates.of(hello.rank)
         if waiting is not None and waiting.hello.incarnation != hello.incarnation:

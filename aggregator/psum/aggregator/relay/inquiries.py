@@ -14,13 +14,13 @@ import grpc.aio
 
 from psum.aggregator.core.hellos import unusable_addresses
 from psum.aggregator.relay.core.introduction import Identity, question, uplink_addresses
-from psum.aggregator.relay.exposure import exposed
+from psum.aggregator.relay.exposure import exposure
 from psum.client.transport.connect_problem import ConnectProblem
 from psum.client.transport.credentials import Credentials
 from psum.client.transport.explanation import explain
 from psum.client.transport.process_question import ENDING, ask, is_unanswered
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire.errors import ConfigurationError, ConnectError, DeniedError, InvalidError, ProtocolError
+from psum.wire.errors import ConfigurationError, ConnectError, InvalidError, ProtocolError
 
 #: The file descriptors that one question takes.
 _DESCRIPTORS: Final = 2
@@ -88,8 +88,9 @@ class Inquiries:
         # As on the connections later: see Relays.
         own = bool(self._credentials.token_file)
         credentials = dataclasses.replace(self._credentials, token=None if own else lambda: token)
-        if (open_to := exposed(addresses, credentials, insecure=self._insecure)) is not None:
-            raise DeniedError(f"the workers' token would travel unencrypted to {open_to}")
+        what = f"a relay may not pass a question of job {hello.job!r} on to"
+        if (denied := exposure(what, addresses, credentials, insecure=self._insecure)) is not None:
+            raise denied
         limit = self._connect_timeout
         if patience is not None:
             limit = min(limit, _PART_OF_PATIENCE * patience)

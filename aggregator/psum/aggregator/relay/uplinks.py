@@ -18,7 +18,7 @@ from psum.aggregator.core.actions import (
     UplinkAction,
 )
 from psum.aggregator.relay.core.host_job import HostJob
-from psum.aggregator.relay.exposure import exposed
+from psum.aggregator.relay.exposure import exposure
 from psum.client.transport.beats import ELASTIC_KEEPALIVE
 from psum.client.transport.connection import AggregatorConnection
 from psum.client.transport.credentials import Credentials
@@ -213,14 +213,9 @@ class Uplinks:
 
     def _exposes_token(self) -> DeniedError | None:
         """Why the workers' token may not go on to some aggregator, None if it may."""
-        address = exposed(self._job.uplink.addresses, self._credentials, insecure=self._terms.insecure)
-        if address is None:
-            return None
-        return DeniedError(
-            f"{self._job.uplink.title} may not forward job {self._job.name!r} to {address}: the token would travel"
-            " unencrypted, for anybody between to read and use; give the relay the authority of that aggregator's"
-            " certificate (PSUM_RELAY_TLS_CA), say --insecure where it is started, or give the workers PSUM_RELAY=off"
-        )
+        uplink = self._job.uplink
+        what = f"{uplink.title} may not forward job {self._job.name!r} to"
+        return exposure(what, uplink.addresses, self._credentials, insecure=self._terms.insecure)
 
     def _lacks_descriptors(self) -> ExhaustedError | None:
         if self._terms.planes:

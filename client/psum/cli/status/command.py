@@ -64,7 +64,7 @@ def status(
     except ConfigurationError as error:
         raise click.ClickException(str(error)) from None
     if not settings.aggregators:
-        raise click.UsageError("no address is given, and PSUM_AGGREGATORS is not set")
+        raise click.UsageError("no address is given, and PSUM_AGGREGATORS is not set; give one, such as 10.0.0.5:50051")
 
     with ThreadPoolExecutor(min(64, len(settings.aggregators))) as pool:
 

@@ -121,7 +121,7 @@ def load(paths: Sequence[pathlib.Path]) -> list[Trace]:
     for path in paths:
         trace = Trace(path, _read(path))
         if (other := by_rank.get(trace.rank)) is not None:
-            raise TraceError(f"{other.path} and {path} are both of rank {trace.rank}")
+            raise TraceError(f"{other.path} and {path} are both of rank {trace.rank}; pass the files of one run")
         by_rank[trace.rank] = trace
     first, *others = traces = [by_rank[rank] for rank in sorted(by_rank)]
     for trace in others:

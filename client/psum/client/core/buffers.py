@@ -61,13 +61,21 @@ class Buffer(NamedTuple):
         dtype, flags = value.dtype, value.flags
         kind = ElementType.of(dtype if element_type is None else element_type)
         if dtype.itemsize != kind.itemsize:
-            raise TypeError(f"{what} has elements of {dtype.itemsize} bytes, {kind.label} has {kind.itemsize}")
+            raise TypeError(
+                f"{what} has elements of {dtype.itemsize} bytes, {kind.label} has {kind.itemsize}; pass the element"
+                " type that they are of"
+            )
         if dtype.byteorder == ">":
-            raise TypeError(f"{what} is big endian; psum sums little endian elements")
+            raise TypeError(
+                f"{what} is big endian; psum sums little endian elements:"
+                " pass value.astype(value.dtype.newbyteorder('<'))"
+            )
         if not flags.c_contiguous:
             raise ValueError(f"{what} of shape {value.shape} is not C-contiguous; pass a contiguous copy")
         if writable and not flags.writeable:
-            raise ValueError(f"{what} is read-only, and the result is to be written to it")
+            raise ValueError(
+                f"{what} is read-only, and the result is to be written to it; pass one that is not, or a copy"
+            )
         shape = value.shape
         if dtype.char not in _LETTERS or not value.size:
             # Neither an empty array nor a type without a letter can be cast to bytes.
