@@ -30,6 +30,12 @@ def _close(close: Callable[[], None], closed: "asyncio.Future[None]") -> None:
     closed.set_result(None)
 
 
+def _together(run: Callable[[int], T], ranks: int) -> list[T]:
+    """Run something for each rank in a thread of its own. Return the results by rank."""
+    with ThreadPoolExecutor(ranks) as pool:
+        return list(pool.map(run, range(ranks), timeout=PATIENCE_SECONDS))
+
+
 class Fleet:
     """Aggregators on free ports, in a thread of their own.
 
@@ -66,8 +72,19 @@ class Fleet:
             with self.worker(rank, len(settings), **settings[rank]) as client:
                 return work(client)
 
-        with ThreadPoolExecutor(len(settings)) as pool:
-            return list(pool.map(run, range(len(settings)), timeout=PATIENCE_SECONDS))
+        return _together(run, len(settings))
+
+    def failures(
+        self, settings: Sequence[Mapping[str, Any]], work: Callable[[psum.Client], object]
+    ) -> list[psum.PsumError]:
+        """Do the same with work that must fail on all ranks. Return the errors, which may be those of joining."""
+
+        def run(rank: int) -> psum.PsumError:
+            with pytest.raises(psum.PsumError) as raised, self.worker(rank, len(settings), **settings[rank]) as client:
+                work(client)
+            return raised.value
+
+        return _together(run, len(settings))
 
     def cut(self) -> None:
         """End the streams of all workers, as broken connections would: without waiting for what workers still send."""

@@ -156,14 +156,11 @@ def test_a_codec_encodes_at_both_levels(make_fleet: Any, monkeypatch: pytest.Mon
     assert fleet.on_ranks([by(relay, 2) for relay in (here, here, there, there)], work) == [expected] * 4
 
 
-def failure(client: psum.Client) -> psum.PsumError:
+def push_for_ever(client: psum.Client) -> None:
     """Push-pulls until that fails."""
     store = client.store()
-    try:
-        while True:
-            store.push_pull_async("w", np.ones(3, np.float32)).result(PATIENCE_SECONDS)
-    except psum.PsumError as error:
-        return error
+    while True:
+        store.push_pull_async("w", np.ones(3, np.float32)).result(PATIENCE_SECONDS)
 
 
 def test_a_worker_of_another_host_is_told_who_is_in_the_group(make_fleet: Any) -> None:
@@ -201,7 +198,7 @@ def test_relays_with_different_lists_of_owners_are_told_both_lists(make_fleet: A
     fleet = make_fleet(3)
     here, there, third = fleet.addresses
     settings = [by(here, 2, aggregators=(here, there))] * 2 + [by(there, 2, aggregators=(here, third))] * 2
-    for error in fleet.on_ranks(settings, failure):
+    for error in fleet.failures(settings, push_for_ever):
         assert isinstance(error, psum.DisagreementError)
         assert f"ranks 0-1 have {[here, there]}" in str(error)
         assert f"ranks 2-3 have {[here, third]}" in str(error)
@@ -223,7 +220,7 @@ def test_relays_in_a_circle_are_noticed(make_fleet: Any) -> None:
     """A relay that forwards to itself, under another address, would wait for itself for ever."""
     fleet = make_fleet(1, listen=("127.0.0.1:0", "127.0.0.2:0"))
     one, other = fleet.servers[0].addresses
-    for error in fleet.on_ranks([by(f"{one},{other}/2", 2)] * 2, failure):
+    for error in fleet.failures([by(f"{one},{other}/2", 2)] * 2, push_for_ever):
         assert isinstance(error, psum.DisagreementError)
         assert other in str(error)
 

@@ -79,6 +79,7 @@ def _run(measure: ModuleType, system: Any, plan: Any, file: str) -> None:
     pathlib.Path(file).write_text(json.dumps(recorded.steps))
     if recorded.rank == 0:
         pathlib.Path(plan.measurement).write_text(measurement.dump())
+    system.end()
 
 
 def _run_through_torch(measure: ModuleType, plan: Any, file: str) -> None:
@@ -108,9 +109,7 @@ def _run_through_torch(measure: ModuleType, plan: Any, file: str) -> None:
             settings = self._client.settings
             return float(sum(fetch_status(each, settings=settings).cpu_seconds for each in settings.aggregators))
 
-    system = Psum(plan)
-    _run(measure, system, plan, file)
-    dist.destroy_process_group()
+    _run(measure, Psum(plan), plan, file)
 
 
 def _started_by(pids: list[int]) -> Iterator[int]:

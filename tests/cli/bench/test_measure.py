@@ -91,6 +91,18 @@ def test_idle_share_is_of_one_second() -> None:
     assert Measurement.load(measured.dump()) == measured
 
 
+def test_a_rival_leaves_its_job_when_its_measurement_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """A process of Gloo that only exits may abort, because its threads still run then."""
+    written = tmp_path / "measurement"
+    system = Recorder()
+    monkeypatch.setitem(measure.RIVALS, "recorder", lambda plan: system)
+    monkeypatch.setattr(system, "end", lambda: system.calls.append(f"end, written: {written.exists()}"))
+    measure.main(plan(system="recorder", measurement=str(written)).dump())
+    assert system.calls[-1] == "end, written: True"
+
+
 def test_what_a_rival_needs_is_the_standard_library() -> None:
     """A rival's interpreter may lack psum, so the file imports only the standard library before the rival."""
     code = "import runpy, sys; runpy.run_path(sys.argv[1]); print([n for n in ('psum', 'numpy') if n in sys.modules])"

@@ -1,13 +1,15 @@
 """Room in MXNet's list of errors: the list stays where it is while operations fail."""
 
 import random
+import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from psum.mxnet.compat import mx
-from psum.mxnet.engine import operations
+from psum.mxnet.compat import MXNetError, mx
+from psum.mxnet.engine import interface, operations
 from psum.mxnet.engine.error_room import ErrorRoom
 
 
@@ -71,18 +73,57 @@ def test_it_grows_once_for_a_usual_network() -> None:
 
 def test_an_interrupted_growth_leaves_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """The handler of a signal raises while the list grows. No wait of the program gets an error of that."""
-    push = operations._push
-    pushed = iter(range(5))
+    push, main = operations._push, threading.get_ident()
+    pushed: list[int] = []
 
-    def interrupted_push(*arguments: Any, **named: Any) -> None:
-        if next(pushed, None) is None:
-            raise KeyboardInterrupt
+    def push_and_interrupt(*arguments: Any, **named: Any) -> None:
+        pushed.append(threading.get_ident())
+        if len(pushed) == 5:
+            signal.pthread_kill(main, signal.SIGUSR1)
         push(*arguments, **named)
 
-    monkeypatch.setattr(operations, "_push", interrupted_push)
-    with pytest.raises(KeyboardInterrupt):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(operations, "_push", push_and_interrupt)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            operations._fail(1000)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    mx.nd.waitall()
+    assert len(pushed) == 1001
+
+
+def test_one_thread_runs_all_operations_that_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise they take five times as long, because threads take turns at the interpreter for each of them."""
+    threads: list[int] = []
+    begin = operations.EngineOperation._begin
+
+    def record(operation: operations.EngineOperation, *arguments: int) -> None:
+        threads.append(threading.get_ident())
+        begin(operation, *arguments)
+
+    monkeypatch.setattr(operations.EngineOperation, "_begin", record)
+    operations._fail(10)
+    assert len(threads) == 11
+    assert len({*threads}) == 1
+    assert threads[0] != threading.get_ident()
+
+
+def test_a_growth_that_mxnet_refuses_is_an_error_of_the_push(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program hears of it where it pushes. It is not left in MXNet."""
+
+    def refuse(*arguments: Any, **named: Any) -> None:
+        if named["at_once"]:
+            raise MXNetError("refused")
+        push(*arguments, **named)
+
+    push = interface.push
+    monkeypatch.setattr(interface, "push", refuse)
+    with pytest.raises(MXNetError, match="refused"):
         operations._fail(10)
-    assert next(pushed, None) is None
     mx.nd.waitall()
 
 

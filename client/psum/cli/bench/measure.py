@@ -140,6 +140,9 @@ class System:
         """Return the processor time of all servers since their start."""
         return sum(map(_cpu_seconds, self.servers))
 
+    def end(self) -> None:
+        """Leave the job after the last measurement. By default, the end of the process does that."""
+
 
 def measure(system: System, plan: Plan) -> Measurement:
     """Run a plan on one rank. The measurement is valid on rank 0 only."""
@@ -331,6 +334,10 @@ class TorchDistributed(System):
                     f" {tensor.max():g}; expected {expected:g}"
                 )
 
+    def end(self) -> None:
+        # Without it, a process of Gloo may abort at its exit: https://github.com/pytorch/pytorch/issues/190489
+        self._distributed.destroy_process_group()
+
 
 class Gloo(TorchDistributed):
     """Gloo, which has no servers and no priorities."""
@@ -363,6 +370,7 @@ def main(argument: str) -> None:
     measurement = measure(system, plan)
     if system.rank == 0:
         pathlib.Path(plan.measurement).write_text(measurement.dump())
+    system.end()
 
 
 if __name__ == "__main__":

@@ -33,6 +33,9 @@ _CPU_ADDRESS: Final = ctypes.c_void_p(ctypes.addressof(_CPU))
 #: FnProperty::kCPUPrioritized: a pool of threads of its own, which takes the operation of highest priority first.
 _PRIORITIZED: Final = ctypes.c_int(3)
 _PRIORITIZED_ADDRESS: Final = ctypes.c_void_p(ctypes.addressof(_PRIORITIZED))
+#: FnProperty::kAsync: the thread that pushes runs the operation if the array is ready then.
+_AT_ONCE: Final = ctypes.c_int(4)
+_AT_ONCE_ADDRESS: Final = ctypes.c_void_p(ctypes.addressof(_AT_ONCE))
 PRIORITY_LIMIT: Final = 2**31 - 1
 
 # A function object of its own, whose types are declared: ctypes then converts plain numbers by itself, which is faster.
@@ -94,6 +97,7 @@ def push(
     priority: int,
     always: bool,
     name: bytes,
+    at_once: bool = False,
 ) -> None:
     """Queues an operation on one array.
 
@@ -106,6 +110,8 @@ def push(
         priority: Higher values go first among operations that are ready; within ±PRIORITY_LIMIT.
         always: Whether the operation runs even if an earlier one on the array failed.
         name: What MXNet's profiler shows.
+        at_once: Whether this thread runs the operation, here, if the array is ready now. Else a thread of the engine
+            does.
 
     Raises:
         MXNetError: The engine did not take it.
@@ -122,7 +128,7 @@ def push(
             not writes,
             written,
             writes,
-            _PRIORITIZED_ADDRESS,
+            _AT_ONCE_ADDRESS if at_once else _PRIORITIZED_ADDRESS,
             priority,
             name,
             # The engine's own waits for an array are such operations.

@@ -10,14 +10,13 @@ The engine's threads call `run` and `skipped`. Until `complete` the engine holds
 """
 
 import ctypes
-import functools
-import itertools
 import logging
 import sys
 import threading
 import time
 import types
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, Final
 
 from psum.mxnet.compat import QUICK, mx
@@ -191,12 +190,21 @@ def call_when_ready(handle: ctypes.c_void_p, callback: Callable[[], None], *, wr
 
 
 def _push(
-    handle: ctypes.c_void_p, operation: EngineOperation, *, writes: bool, priority: int, always: bool, name: bytes
+    handle: ctypes.c_void_p,
+    operation: EngineOperation,
+    *,
+    writes: bool,
+    priority: int,
+    always: bool,
+    name: bytes,
+    at_once: bool = False,
 ) -> None:
     token = _registry.number()
     try:
         _registry.add(token, operation)
-        interface.push(_run, _release, token, handle, writes=writes, priority=priority, always=always, name=name)
+        interface.push(
+            _run, _release, token, handle, writes=writes, priority=priority, always=always, name=name, at_once=at_once
+        )
     except BaseException:
         _registry.remove(token)
         raise
@@ -205,25 +213,44 @@ def _push(
 
 
 def _fail(count: int) -> None:
-    """Has operations on arrays of their own fail, takes their errors from MXNet, and waits for all that."""
-    running = itertools.count(1)
-    ended = threading.Lock()
-    ended.acquire()
+    """Has operations on an array of their own fail, takes their errors from MXNet, and waits for all that.
+
+    One thread of the engine pushes and runs them. No signal interrupts it between an error and its taking, and threads
+    do not take turns at the interpreter for each operation.
+    """
+    ended: Future[None] = Future()
+
+    def run(operation: Operation) -> None:
+        problem: BaseException | None = None
+        try:
+            _fail_here(count)
+        except BaseException as error:
+            problem = error
+        operation.complete()
+        if problem is None:
+            ended.set_result(None)
+        else:
+            ended.set_exception(problem)
+
+    array = mx.nd.empty((1,), ctx=mx.cpu())
+    growing = Operation(run, ignore, waits=True)
+    _push(array.handle, growing, writes=True, priority=interface.PRIORITY_LIMIT, always=False, name=b"psum room")
+    ended.result()
+
+
+def _fail_here(count: int) -> None:
+    """Has operations fail one after the other in this thread, and takes their errors from MXNet."""
+    array = mx.nd.empty((1,), ctx=mx.cpu())
     read = QUICK["MXNDArrayWaitToRead"]
 
-    def run(array: Any, operation: Operation) -> None:
+    def run(operation: Operation) -> None:
         operation.complete("makes room for errors")
-        # Raises the error, and does not wait: the operation has ended. Here, and not in the thread that waits for the
-        # last one, because a signal may interrupt that.
-        read(array.handle)
-        if next(running) == count:
-            ended.release()
 
     for _ in range(count):
-        array = mx.nd.empty((1,))
-        failing = Operation(functools.partial(run, array), ignore, waits=True)
-        _push(array.handle, failing, writes=True, priority=0, always=False, name=b"psum room")
-    ended.acquire()
+        failing = Operation(run, ignore, waits=True)
+        _push(array.handle, failing, writes=True, priority=0, always=False, name=b"psum room", at_once=True)
+        # Raises the error, and does not wait: the operation has ended.
+        read(array.handle)
 
 
 def outstanding() -> int:
