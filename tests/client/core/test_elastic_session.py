@@ -14,6 +14,7 @@ from psum.client.core.store_numbers import STEERING
 from psum.client.core.ticket import Done
 from psum.client.future import Outcome
 from psum.client.shared_arrays import SharedBlock
+from psum.planes.direct import DirectWorker
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, decode, encode, to_columns, to_rows
 from tests.client.core.messages import sent
@@ -89,6 +90,34 @@ def test_losses_go_ahead_of_contributions(session: Session) -> None:
     begin(session)
     tell(session, 0, 3)
     assert [message.WhichOneof("kind") for message in sent(session, 1)] == ["losses", "declare", "push"]
+
+
+def test_no_payloads_follow_a_loss() -> None:
+    """A worker that hears of a loss while it sends a contribution does not send the contribution's payload again."""
+    session = Session(
+        ["one:1", "two:1"],
+        (),
+        rank=0,
+        elastic=True,
+        partition_bytes=64 << 10,
+        credit_bytes=1 << 20,
+        hand_over=lambda ticket: None,
+    )
+    for aggregator in (0, 1):
+        session.use_plane(aggregator, DirectWorker())
+    ticket = session.reserve(0, "w", (32 << 10,), ElementType.INT32, Operation.SUM, 0)
+    view = np.zeros(32 << 10, np.int32).view(np.uint8).data
+    ticket.start(view, view, lambda _: None)
+    session.submit(ticket, 0.0)
+    said = []
+    for heard in (False, False, True):
+        if heard:
+            tell(session, 0, 3)
+        data = session.next_message(1)
+        assert data is not None
+        kind = decode(pb.ExchangeRequest, data)[0].WhichOneof("kind")
+        said.append((kind, [len(payload) for payload in session.following(1)]))
+    assert said == [("declare", []), ("push", [64 << 10]), ("losses", [])]
 
 
 def test_an_operation_knows_how_many_ranks_its_shards_count(session: Session) -> None:

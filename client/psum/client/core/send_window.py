@@ -85,8 +85,8 @@ class SendWindow(Generic[Item]):
         self.scheduler: Scheduler[Item] = Scheduler(credit_bytes)
         self.plane: WorkerPlane = InlineWorker()
         """How large payloads cross on the current stream."""
-        self.following: list[memoryview] = []
-        """Payloads that the last message announced and that must follow it on the data connection."""
+        self._following: list[memoryview] = []
+        """Payloads that the last message announced, until they are taken."""
         self.contributed = False
         """Whether any shard was ever sent."""
         self.declarations: deque[pb.Key] = deque()
@@ -161,8 +161,8 @@ class SendWindow(Generic[Item]):
             self.scheduler.release(part)
 
     def next_message(self) -> bytes | None:
-        """The next message, None if nothing may be sent now. `following` then has the payloads that must follow it."""
-        self.following = []
+        """The next message, None if nothing may be sent now. `take_following` gives what must follow it."""
+        self._following = []
         if self.declarations:
             return self._declare()
         if self.aborts:
@@ -179,6 +179,12 @@ class SendWindow(Generic[Item]):
         if self.syncs and self.settled:
             return encode(pb.ExchangeRequest(synced=pb.Synced(number=self.syncs.popleft())))
         return None
+
+    def take_following(self) -> list[memoryview]:
+        """The payloads that must follow the last message on the data connection, once: its owner may send messages of
+        its own between those of the window, and nothing follows them."""
+        following, self._following = self._following, []
+        return following
 
     def _declare(self) -> bytes:
         keys, shards = [self.declarations.popleft()], 0
@@ -212,7 +218,7 @@ class SendWindow(Generic[Item]):
                     length = size
                     payloads.append(value)
                 else:
-                    length, offset, outside_size, held, _ = plane.put(value, part.staged(), payloads, self.following)
+                    length, offset, outside_size, held, _ = plane.put(value, part.staged(), payloads, self._following)
                     if held:
                         part.lease = plane, offset, outside_size
             timed = part.record is not None

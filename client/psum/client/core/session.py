@@ -221,8 +221,8 @@ class Session:
             agreement.hold(ticket, now, self.beside, is_member=self.is_member)
 
     def following(self, aggregator: int) -> list[memoryview]:
-        """The payloads that must follow the last message to an aggregator on the data connection."""
-        return self._windows[aggregator].following
+        """The payloads that must follow the last message to an aggregator on the data connection. They are given once."""
+        return self._windows[aggregator].take_following()
 
     def next_message(self, aggregator: int) -> bytes | None:
         """The next message to an aggregator, None if nothing may be sent now."""

@@ -129,7 +129,6 @@ class ElasticUplink(Uplink):
         if self._awaited:
             return None
         if (news := self._gossip.next_message(aggregator)) is not None:
-            self.windows[aggregator].following = []
             return news
         return super().next_message(aggregator)
 

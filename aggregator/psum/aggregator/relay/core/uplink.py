@@ -114,7 +114,6 @@ class Uplink(UplinkKeys):
             return None
         window = self.windows[aggregator]
         if not window.declarations and (lacking := self.notes.next_lacking(aggregator)) is not None:
-            window.following = []
             return lacking
         message = window.next_message()
         if message is None and not (window.postponed or window.scheduler):
@@ -125,8 +124,8 @@ class Uplink(UplinkKeys):
         return message
 
     def following(self, aggregator: int) -> list[memoryview]:
-        """The payloads that must follow the last message on an uplink on the data connection."""
-        return self.windows[aggregator].following
+        """The payloads that must follow the last message on an uplink on the data connection. They are given once."""
+        return self.windows[aggregator].take_following()
 
     def receive(self, aggregator: int, data: bytes, now: float) -> None:
         """Handles a message that no payload follows. See `handle`."""
