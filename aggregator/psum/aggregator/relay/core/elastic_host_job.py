@@ -319,6 +319,10 @@ class ElasticHostJob(HostJob, ElasticJob):
         workers = self.workers.items()
         return self.complete and all(self._is_gone(*each) for each in workers) and any(each.left for _, each in workers)
 
+    def _takes_in(self, hello: pb.Hello, peer: str) -> bool:
+        """See HostJob. An elastic job goes on without ranks that took part, and the process may join it."""
+        return self.members.disagreement(hello, peer) is None
+
     def _is_gone(self, member: int, worker: Worker) -> bool:
         return worker.left or member in self.members.roster.gone
 

@@ -186,6 +186,10 @@ class HostJob(Job):
 
     # Who is there.
 
+    def gives_way(self, hello: pb.Hello, peer: str, now: float) -> bool:
+        """See Job. Workers of other groups may live, and wait for those who replace the group."""
+        return super().gives_way(hello, peer, now) and not self._takes_in(hello, peer)
+
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. When all ranks of the group have joined, the relay joins the owners' job."""
         before = self.members.holders(hello)
@@ -345,6 +349,14 @@ class HostJob(Job):
                 if forwarded.declared:
                     # The result may have arrived that the shell is still writing.
                     assert forwarded.rounds[index] - shard.round in (0, 1)
+
+    def _takes_in(self, hello: pb.Hello, peer: str) -> bool:
+        """Whether the group can go on with a new process, now that all its workers have vanished.
+
+        It cannot if one of them took part in some round, or if the process is of another run, with other settings.
+        """
+        contributed = any(worker.contributed for worker in self.workers.values())
+        return not contributed and self.members.has_place(hello) and self.members.disagreement(hello, peer) is None
 
     def _is_gone(self, member: int, worker: Worker) -> bool:
         """Whether nothing is expected from a member any more."""
