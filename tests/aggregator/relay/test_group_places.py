@@ -74,6 +74,20 @@ def test_the_first_worker_of_a_group_vanishes_before_the_others_have_come(rank: 
     assert [worker.faults() for worker in others] == [[], []]
 
 
+def test_a_relay_of_relays_waits_for_one_that_took_part() -> None:
+    """All its relays are away. One has another group, which had taken part in nothing; the other one comes back."""
+    rack = Process(1)
+    said = [hello(rank, ranks=[rank, rank + 1], group=4, num_workers=8) for rank in (0, 2)]
+    relays = [rack.join(each) for each in said]
+    job = relays[0].job
+    job.workers[2].contributed = True
+    vanish(rack, *relays)
+    rack.tick(2.0)
+    assert rack.join(replacement(said[0])).job is job
+    said[1].resuming = True
+    assert rack.join(said[1]).job is job
+
+
 @pytest.mark.parametrize("change", [{"partition_bytes": 2048}, {"rank": 0}], ids=["settings", "rank"])
 def test_a_process_of_another_run_does_not_take_a_place(hosts: Hosts, change: dict[str, int]) -> None:
     """It was started with other settings, or on another host than its rank before. The others hear who vanished."""

@@ -353,9 +353,10 @@ class HostJob(Job):
     def _takes_in(self, hello: pb.Hello, peer: str) -> bool:
         """Whether the group can go on with a new process, now that all its workers have vanished.
 
-        It cannot if one of them took part in some round, or if the process is of another run, with other settings.
+        It cannot if one of them took part in some round, or if the process is of another run, with other settings. A
+        relay that took part comes back: see `kept_seconds`.
         """
-        contributed = any(worker.contributed for worker in self.workers.values())
+        contributed = any(worker.contributed and not worker.is_relay for worker in self.workers.values())
         return not contributed and self.members.has_place(hello) and self.members.disagreement(hello, peer) is None
 
     def _is_gone(self, member: int, worker: Worker) -> bool:
