@@ -1,5 +1,6 @@
 """Faults of relays, and of the workers and aggregators around them, are the same to a job as those without relays."""
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from faults.aggregators import aggregators
 from faults.training import LOCAL_SIZE, STEPS, hosts, training
-from faults.watching import wait_until
+from faults.watching import is_gone, wait_until
 from psum import client as psum
 
 
@@ -125,3 +126,110 @@ def test_a_worker_that_nobody_alive_knows_is_waited_for_as_one_that_never_came(
     workers.append(make_worker(**by_rank[3]))
     workers[3].send("push", key="first", size=1000, group_size=2)
     assert [worker.next("sum")["right"] for worker in workers] == [True] * 4
+
+
+class Group:
+    """Two hosts with a relay and two workers each. The workers of the second one are killed and replaced.
+
+    Args:
+        make_aggregator: Starts an aggregator.
+        make_worker: Starts a worker.
+        racks: How many relays there are above those of the hosts.
+        elastic: The bounds of an elastic job.
+    """
+
+    def __init__(
+        self,
+        make_aggregator: Callable[..., Any],
+        make_worker: Callable[..., Any],
+        racks: int = 0,
+        elastic: list[int] | None = None,
+    ) -> None:
+        owner, *self.relays = (make_aggregator("--elastic-timeout", "30s") for _ in range(3 + racks))
+        self._above = "".join(f",{rack.address}/4" for rack in self.relays[2:])
+        self._make_worker = make_worker
+        self._common = {"aggregators": [owner.address], "num_workers": 4, "local_size": LOCAL_SIZE, "elastic": elastic}
+        self.workers: dict[int, Any] = {}
+
+    def start(self, *ranks: int) -> None:
+        """Starts a worker of each of these ranks; they join."""
+        for rank in ranks:
+            relay = self.relays[rank // LOCAL_SIZE].address + self._above
+            self.workers[rank] = self._make_worker(rank=rank, relay=relay, **self._common)
+        for rank in ranks:
+            self.workers[rank].next("joined")
+
+    def push(self, *ranks: int, key: str = "first") -> None:
+        """Workers push a key."""
+        for rank in ranks:
+            self.workers[rank].send("push", key=key, size=1000, group_size=LOCAL_SIZE)
+            self.workers[rank].next("pushed")
+
+    def kill(self, *ranks: int) -> None:
+        """Kills workers. Their relay notices."""
+        for rank in ranks:
+            self.workers[rank].signal(signal.SIGKILL)
+        for rank in ranks:
+            wait_until(is_gone, self.relays[1].address, rank, what="its end is noticed")
+
+    def check_sums(self) -> None:
+        """All workers get the sum of all."""
+        for worker in self.workers.values():
+            event = worker.next("sum")
+            assert (event["error"], event["right"]) == (None, True)
+
+
+@pytest.mark.parametrize("elastic", [None, [1, 4]], ids=["plain", "elastic"])
+@pytest.mark.parametrize("racks", [0, 1], ids=["one level", "two levels"])
+def test_a_whole_group_that_took_part_in_nothing_can_be_replaced(
+    make_aggregator: Callable[..., Any], make_worker: Callable[..., Any], racks: int, elastic: list[int] | None
+) -> None:
+    """All workers of a relay are killed before their first push, while the other host waits for them. Other processes
+    take their ranks one after the other, and all sums are right."""
+    group = Group(make_aggregator, make_worker, racks, elastic)
+    group.start(0, 1, 2, 3)
+    group.push(0, 1)
+    group.kill(2, 3)
+    group.start(2)
+    group.start(3)
+    group.push(2, 3)
+    group.check_sums()
+
+
+@pytest.mark.parametrize("elastic", [None, [1, 4]], ids=["plain", "elastic"])
+def test_the_first_worker_of_a_group_can_be_replaced_before_the_others_come(
+    make_aggregator: Callable[..., Any], make_worker: Callable[..., Any], elastic: list[int] | None
+) -> None:
+    """It is killed while it is alone at its relay. Nothing happens to the other host, which waits for both."""
+    group = Group(make_aggregator, make_worker, elastic=elastic)
+    group.start(0, 1)
+    group.push(0, 1)
+    group.start(2)
+    group.kill(2)
+    group.start(2)
+    group.start(3)
+    group.push(2, 3)
+    group.check_sums()
+
+
+def test_the_others_hear_at_once_that_a_whole_group_that_took_part_was_replaced(
+    make_aggregator: Callable[..., Any], make_worker: Callable[..., Any]
+) -> None:
+    """One process comes in its place. It belongs to the next run, in which it waits for the others."""
+    group = Group(make_aggregator, make_worker)
+    group.start(0, 1, 2, 3)
+    group.push(0, 1, 2, 3)
+    group.check_sums()
+    group.push(0, 1, key="second")
+    ended = [group.workers.pop(rank) for rank in (0, 1)]
+    group.kill(2, 3)
+    group.start(2)
+    for worker in ended:
+        error = worker.next("sum", timeout=10)["error"]
+        assert (error["kind"], error["ranks"]) == ("WorkerLostError", [2, 3])
+        assert f"pid {group.workers[2].process.pid} " in error["text"]
+        assert "was started in their place" in error["text"]
+        worker.close()
+    group.start(0, 1, 3)
+    group.push(0, 1, 2, 3)
+    group.check_sums()

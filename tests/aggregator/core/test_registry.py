@@ -270,6 +270,20 @@ def test_a_job_whose_workers_all_vanished_gives_way_to_its_next_run(registry: Re
     assert isinstance(first.failure, WorkerLostError)
 
 
+def test_a_job_that_gives_way_is_released_when_its_end_was_told() -> None:
+    """What follows from its end is carried out after the newcomer's hello, and needs what the shell has of the job."""
+    released: list[Job] = []
+    registry = Registry(Limits(worker_timeout=30), released.append)
+    join(registry, hello(0), 0.0)
+    first = registry.jobs["night"]
+    first.lost(0, 5.0)
+    _, [(about, report)], _ = registry.join(hello(0, age=1.0), "peer", 9.0)
+    assert isinstance(report, Report)
+    assert (about, released) == (first, [])
+    list(registry.tick(9.25))
+    assert released == [first]
+
+
 def test_a_process_that_replaces_one_of_a_job_that_failed_begins_the_next_run(registry: Registry) -> None:
     """Though it was started before the end, while the others were still there."""
     for rank in range(2):

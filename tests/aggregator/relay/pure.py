@@ -211,13 +211,13 @@ class Uplinks:
         """What the relay is to the owners that have not let it in, if its group begins with a process that joins."""
         self.farewells = 0
 
-    def connect(self, index: int, *, resuming: bool = False) -> None:
+    def connect(self, index: int, *, resuming: bool = False, reopened: bool = False) -> None:
         """Opens a stream to one owner."""
         said = self.job.hello(index, resuming)
         if said.joining:
             self.waiting[index] = self.owners[index].wait(said)
         else:
-            self._welcome(index, self.owners[index].join(said), resuming=resuming)
+            self._welcome(index, self.owners[index].join(said), resuming=resuming or reopened)
 
     def decide(self) -> bool:
         """Carries out what owners have decided about the relay. Returns whether there was anything."""
@@ -274,8 +274,9 @@ class Uplinks:
                             if peer is None:
                                 self.connect(index)
                     case ReopenUplinks():
+                        self.end()
                         for index in range(len(self.peers)):
-                            self.connect(index, resuming=True)
+                            self.connect(index, reopened=True)
                     case PartUplinks(goodbye):
                         for owner, peer in self.pairs():
                             owner.say(peer, goodbye=goodbye)

@@ -35,7 +35,9 @@ def test_an_owner_s_fault_is_told_verbatim(hosts: Hosts) -> None:
 
 
 def test_the_ranks_of_a_group_are_named_whose_workers_were_all_replaced(hosts: Hosts) -> None:
-    """For the relay that is another run; for the other group, the job has failed, because of these ranks."""
+    """One of them had taken part. For the relay that is another run; the other group hears which ranks were lost."""
+    hosts.declare(key(0))
+    hosts.push(ranks=[3])
     for rank in (2, 3):
         hosts.relay(rank).runner.perform(hosts.job(1), hosts.job(1).lost(rank, 0.0, closed=True))
     relay = hosts.relays[1]

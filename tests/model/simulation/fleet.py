@@ -23,6 +23,9 @@ from simulation.worker import WorkerProcess
 WORKER_TIMEOUT_SECONDS = 30.0
 ROUND_TIMEOUT_SECONDS = 90.0
 
+#: The longest time for which a client that can connect stays away while the fleet settles. Real ones come back sooner.
+_AWAY_SECONDS = 10.0
+
 Link = tuple[int, int]
 """The numbers of a client and of a process that it connects to."""
 
@@ -83,6 +86,8 @@ class Fleet:
         """Clients and processes that cannot reach each other for a while."""
         self.shared = 0
         """How many keys of some ranks there were."""
+        self._away_since: dict[Link, float] = {}
+        """Since when a client has no stream to a process and wants one."""
         self.members = Members(self)
         """Who is in the job, if it is elastic."""
         self.lost_processes: set[int] = set()
@@ -303,6 +308,7 @@ class Fleet:
                 moved |= any([self.connect(*link) for link in self.links])
             if not moved and any(a is not None and a.uncredited for a in self.aggregators):
                 self.pass_time(0.02)
+                self._come_back()
                 moved = True
             if not moved and reconnect and any(a is not None and a.draining for a in self.aggregators):
                 # It waits for a rank that is not connected, and accepts no new streams. Its grace period must end.
@@ -312,10 +318,28 @@ class Fleet:
                 return
         raise AssertionError("the fleet does not settle: messages keep moving")
 
+    def _come_back(self) -> None:
+        """Reconnect clients that have been away for long, and restart the processes that they need.
+
+        With little credit, thousands of shards follow each other, and each needs the time in which credit comes back.
+        Together that is more than the worker timeout.
+        """
+        for (client, index), since in list(self._away_since.items()):
+            if self.now - since > _AWAY_SECONDS:
+                self.start_aggregator(index)
+                self.connect(client, index)
+
+    def _note_away(self) -> None:
+        wanting = {
+            link for link in self.links if (c := self.client(link[0])) is not None and c.may_connect(link[1], self.now)
+        }
+        self._away_since = {link: self._away_since.get(link, self.now) for link in wanting}
+
     def pass_time(self, seconds: float) -> None:
         """Advance the time and check for time-outs."""
         # In an elastic job, a longer time between two checks would be a pause of the aggregators.
         steps = math.ceil(seconds / 0.9) if self.plan.elastic else 1
+        self._note_away()
         began = self.now
         for step in range(1, max(1, steps) + 1):
             self.now = began + seconds * step / max(1, steps)

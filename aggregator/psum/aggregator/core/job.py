@@ -129,6 +129,20 @@ class Job:
         """Bytes of contributions and results that the job refers to."""
         return self._memory.held_bytes
 
+    def gives_way(self, hello: pb.Hello, peer: str, now: float) -> bool:
+        """Whether a process begins the next run: all workers here had vanished when it was started.
+
+        A worker that comes back belongs to no new run, even if its clock says otherwise.
+
+        Args:
+            hello: Its hello.
+            peer: Its address.
+            now: The time.
+        """
+        started, workers = now - hello.age_seconds, self.workers.values()
+        vanished = bool(workers) and all(not each.connected and started > each.last_heard for each in workers)
+        return vanished and not hello.resuming
+
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """Handles a worker's hello.
 

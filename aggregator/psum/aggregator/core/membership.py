@@ -107,6 +107,16 @@ class Membership:
             else None
         )
 
+    def has_place(self, hello: pb.Hello) -> bool:
+        """Whether a new process can have its ranks.
+
+        Nobody has joined with them, or one that took part in no round and vanished.
+        """
+        holders = self.holders(hello)
+        if self._inherits or not holders:
+            return not self._inherits and self._has_room(hello)
+        return holders[0].ranks == ranks_of(hello) and self._is_vacant(holders[0])
+
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[FaultError | None, FaultError | None]:
         """Lets a worker in whose settings agree.
 
@@ -129,9 +139,7 @@ class Membership:
         elif holder is None and holders:
             # Its ranks are divided among members in another way, so it can only belong to another run of the job.
             return self._taken(holders, hello, peer, now)
-        elif holder is not None and (
-            holder.connected or holder.left or holder.contributed or self.departures.left - self._left_before
-        ):
+        elif holder is not None and not self._is_vacant(holder):
             return self._taken([holder], hello, peer, now)
         if holder is None and not self._has_room(hello):
             refusal = membership_texts.too_many_ranks(self.workers.values(), hello, peer)
@@ -197,6 +205,11 @@ class Membership:
         ranks = [rank for member in self.departed for rank in self.workers[member].ranks if rank not in left]
         left.update(ranks)
         return ranks
+
+    def _is_vacant(self, holder: Worker) -> bool:
+        """Whether another process may have the place of a member."""
+        begun_to_end = self.departures.left - self._left_before
+        return not (holder.connected or holder.left or holder.contributed or begun_to_end)
 
     def _may_have_left(self, ranks: Sequence[int]) -> bool:
         """Whether some ranks may have been members that have left before this aggregator process was started."""

@@ -76,6 +76,8 @@ class Registry:
         """Jobs in progress, and failed ones that some worker is still connected to."""
         self.ended: deque[Ended] = deque(maxlen=_HISTORY)
         """The jobs that ended last, the newest first."""
+        self._unreleased: list[Job] = []
+        """Jobs that have ended, and are released with the next `tick`."""
         self._ended_jobs = EndedJobs(limits.round_timeout, limits.worker_timeout)
         self._waiting = WaitingRoom(limits.round_timeout)
         self._found_after = found_after
@@ -92,8 +94,7 @@ class Registry:
             return None, [], refusal
         actions: list[tuple[Job, Action]] = []
         job = self._in_progress(hello.job, now)
-        # A worker that comes back belongs to no new run, even if its clock says otherwise.
-        if job is not None and not hello.resuming and self._abandoned(job, now - hello.age_seconds):
+        if job is not None and job.gives_way(hello, peer, now):
             failure = membership_texts.all_vanished(list(job.workers.values()), hello, peer)
             actions += [(job, action) for action in job.fail(failure, now)]
             self._end(job, now, abandoned=True)
@@ -164,6 +165,8 @@ class Registry:
     def tick(self, now: float) -> Iterator[tuple[Job, Action]]:
         """Handles time-outs; yields the actions that follow with the job of each. Call it several times a second."""
         self.counters.expire(now)
+        while self._unreleased:
+            self._released(self._unreleased.pop())
         if self._found_after is not None:
             for name in self._waiting.waited(self._found_after, now):
                 yield from self._found(name, now)
@@ -252,7 +255,11 @@ class Registry:
                     # All that were here are lost. The job goes on elsewhere.
                     self._waiting.add(candidate, deserted=True)
         job.end()
-        self._released(job)
+        if abandoned:
+            # What follows from its end is carried out first: a relay tells the owners.
+            self._unreleased.append(job)
+        else:
+            self._released(job)
         self.counters.end(job.name, now)
         self.ended.appendleft(Ended(job, now, abandoned))
         # The failure itself was logged when it happened.
@@ -277,11 +284,6 @@ class Registry:
                     ranks=worker.ranks,
                 )
         return None
-
-    @staticmethod
-    def _abandoned(job: Job, started: float) -> bool:
-        """Whether a worker that started at this time begins a new run, because all workers of the job had vanished."""
-        return bool(job.workers) and all(not w.connected and started > w.last_heard for w in job.workers.values())
 
 
 def _make(hello: pb.Hello, limits: Limits, **others: Any) -> Job:

@@ -40,6 +40,7 @@ from psum.aggregator.relay.core.group_joins import GroupJoins
 from psum.aggregator.relay.core.group_membership import GroupMembership
 from psum.aggregator.relay.core.group_rounds import GroupRounds
 from psum.aggregator.relay.core.host_job import HostJob
+from psum.aggregator.relay.core.passed_admissions import PassedAdmissions
 from psum.aggregator.relay.core.uplink import Uplink
 from psum.aggregator.relay.core.wanted_values import WantedValues
 from psum.v1 import aggregator_pb2 as pb
@@ -71,8 +72,6 @@ class ElasticHostJob(HostJob, ElasticJob):
         """The process with which the relay asks to join the owners' job, if its group has no member."""
         self._must_reopen = False
         """Whether the owners know the relay as one that stands for such a process alone."""
-        self._admitted: dict[int, int] = {}
-        """The generation of the last admission of each rank that the owners were told of."""
         self._is_learning = False
         """Whether a worker's hello is being read, so that not all is known yet that it says of the group."""
         super().__init__(hello, limits, clock=clock, **job)
@@ -85,6 +84,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         uplinks = len(self.uplink.addresses)
         self.joins: GroupJoins = GroupJoins(self.members, self._memory, limits, self.log, uplinks)
         """The processes that wait here to join."""
+        self._passed_admissions = PassedAdmissions(self.members, self.joins, self.uplink)
 
     # Losses.
 
@@ -218,7 +218,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         self.joins.candidates.remove(candidate)
         worker = self.members.welcome(candidate.hello, candidate.peer, now)
         self.log.note(now, EventKind.JOINED, admission.rank, admission.generation, str(worker))
-        self._admitted[admission.rank] = admission.generation
+        self._passed_admissions.note(admission)
         return [Admit(candidate), *self._tell_joins(now)]
 
     def _part(self, failure: FaultError) -> list[Action]:
@@ -233,7 +233,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         here = candidate is not None and candidate.hello.incarnation == admission.incarnation
         if here or admission.in_group:
             self.uplink.notes.stay(rank)
-            self._gone.discard(rank)
+            self._left.take_back(rank)
             actions = super()._begin_generation(admission, now)
         else:
             self.members.admit_elsewhere(admission)
@@ -257,20 +257,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         if self._is_learning or self.failure is not None or self.ended or self._is_over:
             return []
         told = self.uplink.tell_candidates(self.joins.waiting(now))
-        for admission in self.members.admissions.values():
-            if not self._was_told(admission) and self._said_by_all(admission):
-                self._admitted[admission.rank] = admission.generation
-                self.uplink.admit(admission)
-                told = True
-        return [SendUplinks()] if told else []
-
-    def _was_told(self, admission: Admission) -> bool:
-        """Whether the owners were told of an admission."""
-        return self._admitted.get(admission.rank, -1) >= admission.generation
-
-    def _said_by_all(self, admission: Admission) -> bool:
-        """Whether the whole group has said an admission."""
-        return self.members.said_by_all(admission, {each.hello.rank for each in self.joins.candidates})
+        return [SendUplinks()] if self._passed_admissions.tell() or told else []
 
     # Values of broadcasts.
 
@@ -298,8 +285,7 @@ class ElasticHostJob(HostJob, ElasticJob):
         self.joins.reopened(uplink)
         if not self.workers:
             raise WorkerLostError(group_texts.GONE_BEFORE)
-        # A newcomer of the group has not said what came before it.
-        known = [each for each in self.members.admissions.values() if self._was_told(each) or self._said_by_all(each)]
+        known = self._passed_admissions.known()
         return self._introduction.of_group(uplink, known, resuming=resuming)
 
     @property
@@ -318,6 +304,10 @@ class ElasticHostJob(HostJob, ElasticJob):
         """See HostJob. Ranks that are lost do not come back."""
         workers = self.workers.items()
         return self.complete and all(self._is_gone(*each) for each in workers) and any(each.left for _, each in workers)
+
+    def _takes_in(self, hello: pb.Hello, peer: str) -> bool:
+        """See HostJob. An elastic job goes on without ranks that took part, and the process may join it."""
+        return self.members.disagreement(hello, peer) is None
 
     def _is_gone(self, member: int, worker: Worker) -> bool:
         return worker.left or member in self.members.roster.gone
@@ -383,7 +373,7 @@ class ElasticHostJob(HostJob, ElasticJob):
             actions += self.rounds.fail_key(key, group_texts.deserted_key(self.name, key))
         if self._is_over:
             return actions
-        actions += [SendUplinks(), *self._proceed(), *self._asked.ask(), *self._values.ask(), *self._tell_gone()]
+        actions += [SendUplinks(), *self._proceed(), *self._asked.ask(), *self._values.ask(), *self._tell_left()]
         return actions + self._tell_joins(now)
 
     def _marked(self, losses: Sequence[pb.Loss]) -> list[pb.Loss]:

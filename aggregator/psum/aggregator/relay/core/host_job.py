@@ -36,6 +36,7 @@ from psum.aggregator.relay.core.events import Arrived, Event, Faulted, Noticed
 from psum.aggregator.relay.core.forwarded import ForwardedKey, owners_of
 from psum.aggregator.relay.core.introduction import Identity
 from psum.aggregator.relay.core.lacking_ranks import LackingRanks
+from psum.aggregator.relay.core.left_ranks import LeftRanks
 from psum.aggregator.relay.core.passed_syncs import FIRST_SYNC, PassedSyncs
 from psum.aggregator.relay.core.silent_owners import SilentOwners
 from psum.aggregator.relay.core.uplink import Uplink
@@ -93,8 +94,7 @@ class HostJob(Job):
         self._silent = SilentOwners(self.name, self.uplink, limits.warn_after)
         self._leaving_told = False
         """Whether the owners have been told that all ranks leave."""
-        self._gone: set[int] = set()
-        """Ranks that have left while others stay, and that the owners have not been told of."""
+        self._left = LeftRanks(self.members.roster, self.keys, self.uplink, self._awaits_declaration)
         self.rounds.key_failed = self._key_failed
         self.restore = self.give_back
 
@@ -174,7 +174,7 @@ class HostJob(Job):
                 case _:
                     actions += self._told(event, now)
         staying = {member for member, worker in self.workers.items() if not self._is_gone(member, worker)}
-        return actions + self._asked.ask() + self._syncs.pass_on(staying) + self._tell_gone()
+        return actions + self._asked.ask() + self._syncs.pass_on(staying) + self._tell_left()
 
     def give_back(self, rank: int, entry: ShardRound, payload: memoryview) -> list[Action]:
         """See JobRounds.restore. An owner may want the sum too."""
@@ -185,6 +185,10 @@ class HostJob(Job):
         return [*actions, SendUplinks()] if wanted else actions
 
     # Who is there.
+
+    def gives_way(self, hello: pb.Hello, peer: str, now: float) -> bool:
+        """See Job. Workers of other groups may live, and wait for those who replace the group."""
+        return super().gives_way(hello, peer, now) and not self._takes_in(hello, peer)
 
     def join(self, hello: pb.Hello, peer: str, now: float) -> tuple[list[Action], FaultError | None]:
         """See Job. When all ranks of the group have joined, the relay joins the owners' job."""
@@ -244,15 +248,15 @@ class HostJob(Job):
         if begins:
             actions.append(LeaveUplinks())
         elif not last:
-            self._gone.update(new)
-        return actions + self._syncs.settle(rank) + self._tell_gone()
+            self._left.add(new)
+        return actions + self._syncs.settle(rank) + self._tell_left()
 
     def leave_partly(self, rank: int, ranks: Sequence[int]) -> list[Action]:
         """See Job. The owners are told, as of a worker that leaves while others stay."""
         actions = super().leave_partly(rank, ranks)
         if self.failure is None:
-            self._gone.update(ranks)
-        return actions + self._tell_gone()
+            self._left.add(ranks)
+        return actions + self._tell_left()
 
     def departures(self) -> list[pb.Departure]:
         """See Job. The workers also keep what the relay knows of other groups, for the case that both are killed."""
@@ -260,7 +264,7 @@ class HostJob(Job):
 
     def given_up(self, ranks: Sequence[int]) -> list[Action]:
         """See Job. The owners are told, as of a rank that leaves while others stay."""
-        self._gone.update(ranks)
+        self._left.add(ranks)
         return super().given_up(ranks)
 
     def parted(self, now: float) -> list[Action]:
@@ -283,7 +287,7 @@ class HostJob(Job):
         if self._lacking.tell(now):
             actions.append(SendUplinks())
         actions += [Warn(text, self.members.connected()) for text in self._silent.warnings(now)]
-        return actions + self._asked.ask() + self._tell_gone()
+        return actions + self._asked.ask() + self._tell_left()
 
     def fail(self, failure: FaultError, now: float, ranks: tuple[int, ...] | None = None) -> list[Action]:
         """See Job. The owners hear of it, and so do all other groups.
@@ -345,6 +349,15 @@ class HostJob(Job):
                 if forwarded.declared:
                     # The result may have arrived that the shell is still writing.
                     assert forwarded.rounds[index] - shard.round in (0, 1)
+
+    def _takes_in(self, hello: pb.Hello, peer: str) -> bool:
+        """Whether the group can go on with a new process, now that all its workers have vanished.
+
+        It cannot if one of them took part in some round, or if the process is of another run, with other settings. A
+        relay that took part comes back: see `kept_seconds`.
+        """
+        contributed = any(worker.contributed and not worker.is_relay for worker in self.workers.values())
+        return not contributed and self.members.has_place(hello) and self.members.disagreement(hello, peer) is None
 
     def _is_gone(self, member: int, worker: Worker) -> bool:
         """Whether nothing is expected from a member any more."""
@@ -415,21 +428,6 @@ class HostJob(Job):
         # The credit of its shards has come back too.
         return [SendUplinks()]
 
-    def _tell_gone(self) -> list[Action]:
+    def _tell_left(self) -> list[Action]:
         """Tells the owners which ranks have left, as soon as no round needs their contribution any more."""
-        if not self._gone or self.leaving:
-            return []
-        gone = {self.members.roster.member(rank) for rank in self._gone}
-        for forwarded in self.uplink.keys.values():
-            # An owner that was started again does not know yet that the group has the last sum.
-            told = forwarded.declared or forwarded.failed or gone.isdisjoint(forwarded.declared_by)
-            if not told and self._awaits_declaration(forwarded):
-                return []
-        for key in self.keys.values():
-            for shard in key.shards.values():
-                # A thread may be making the sum. Before it is forwarded, the owner must not miss these ranks.
-                if shard.phase is not Phase.FORWARDING and not gone.isdisjoint(shard.contributions):
-                    return []
-        self.uplink.left(self._gone)
-        self._gone = set()
-        return [SendUplinks()]
+        return [SendUplinks()] if not self.leaving and self._left.tell() else []
