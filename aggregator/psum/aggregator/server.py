@@ -321,6 +321,11 @@ def prepare() -> None:
             [f"{lack}. An aggregator needs {_OWN_DESCRIPTORS} for itself, and up to 4 for each worker"]
         )
     keep_large_blocks(one_arena=True)
+    collect_rarely()
+
+
+def collect_rarely() -> None:
+    """Has the garbage collector run less often, and not look at what is loaded by now."""
     # Contributions, sums and messages form no reference cycles, and there are hundreds of thousands of them: frequent
     # collections would scan them for nothing. Everything that is loaded by now stays until the process ends.
     gc.freeze()

@@ -49,19 +49,17 @@ _COLUMNS: Final = ("ids", "shards", "rounds", "priorities", "lengths", "places",
 _row = partial(tuple.__new__, ShardRound)
 
 
-def to_columns(
-    rows: Sequence[ShardRound] | Sequence[tuple[int, int, int, int, int, int, int, bool]], *, brief: bool = False
-) -> pb.ShardRounds:
+def to_columns(rows: Sequence[tuple[int, ...]], *, brief: bool = False) -> pb.ShardRounds:
     """Return rows as columns. A column with the same value in all rows has it once, or is empty if the value is 0.
 
     Args:
-        rows: ShardRounds, or tuples with the same fields but for the last, which are faster to create.
+        rows: ShardRounds, or tuples with their first fields, which are faster to create. The others are 0.
         brief: Whether a column that has the same value in all rows but the first has two entries. For elastic jobs: the
             roll call is the first row of its message, and mostly the only one with another round and length.
     """
     if not rows:
         return pb.ShardRounds()
-    # Tuples without the last field have a column less.
+    # Tuples without the last fields have fewer columns.
     return from_columns(*zip(*rows, strict=True), brief=brief)
 
 

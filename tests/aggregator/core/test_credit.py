@@ -6,8 +6,10 @@ import pytest
 
 from psum.aggregator.core.actions import ReturnCredit
 from psum.aggregator.core.credit import CREDIT_HOLD_SECONDS, LENT_HOLD_SECONDS
+from psum.aggregator.core.held import Held
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.limits import Limits
+from psum.wire import ShardRound, to_columns
 from tests.aggregator.core.two_workers import checked_job, declare, hello, run_round
 from tests.aggregator.keys import FOUR, entry, key
 
@@ -28,14 +30,50 @@ def test_credit_is_returned_for_contributions_that_wait(job: Job) -> None:
 def test_contributions_that_wait_no_more_are_forgotten_quickly(job: Job) -> None:
     """A job with many keys has the credit of thousands returned in each step. Each is forgotten in the same time."""
     declare(job)
-    worker = job.workers[1]
-    # Shards that no round waits for.
-    worker.credited.update(((7, index), (job.keys[7], 0)) for index in range(1, 100_000))
+    worker, shard = job.workers[1], job.keys[7].shards[0]
+    shard.round = 100_001
+    # Rounds that are over.
+    for round in range(100_000):
+        worker.credited.add(1, Held.one(1.0, job.keys[7], 0, shard, round))
     begin = time.process_time()
     job.tick(1.0)
     # It would be several seconds if each took the longer, the more were forgotten before it.
     assert time.process_time() - begin < 1.0
-    assert not worker.credited
+    assert not len(worker.credited)
+
+
+def test_what_is_over_is_forgotten_although_the_oldest_contribution_waits_for_ever(job: Job) -> None:
+    """A worker may wait for a key that nobody else uses, and sum others for days."""
+    declare(job, key(id=8))
+    declare(job)
+    job.contribute(1, entry(id=8), FOUR, now=1.0)
+    now = 1.0
+    for round in range(3000):
+        now += 0.1
+        job.contribute(1, entry(round=round), FOUR, now=now)
+        job.tick(now + CREDIT_HOLD_SECONDS)
+        job.contribute(0, entry(round=round), FOUR, now=now)
+        job.summed(job.keys[7], 0, FOUR)
+    credited = job.workers[1].credited
+    assert 0 < len(credited) < 1500
+    assert credited.waits(1), "the oldest one still waits"
+    job.contribute(0, entry(id=8), FOUR, now=now)
+    job.summed(job.keys[8], 0, FOUR)
+    assert not credited.waits(1)
+    job.check()
+
+
+def test_some_of_the_contributions_that_came_together_wait_on(job: Job) -> None:
+    """Credit is returned for those only, in their order."""
+    for id in (7, 8, 9):
+        declare(job, key(id=id))
+    rows = [ShardRound(id, length=4) for id in (7, 8, 9)]
+    job.contribute_together(1, to_columns(rows), memoryview(bytes(12)), 1.0, 20, [])
+    job.contribute(0, entry(id=8), FOUR, now=1.0)
+    assert job.tick(1.0 + CREDIT_HOLD_SECONDS) == [ReturnCredit(1, ((7, 0, 0), (9, 0, 0)))]
+    job.summed(job.keys[8], 0, FOUR)
+    assert len(job.workers[1].credited) == 2
+    job.check()
 
 
 def lending(size: int) -> Job:

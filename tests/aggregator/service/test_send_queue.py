@@ -1,9 +1,12 @@
 """Results are sent to a worker by urgency, small ones together."""
 
+import numpy as np
+
 from psum.aggregator.service.send_queue import SendQueue
 from psum.aggregator.sums.results import Results
+from psum.aggregator.sums.small_sums import SmallSums
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import BATCH_BYTES, ShardRound, decode, to_rows
+from psum.wire import BATCH_BYTES, ElementType, ShardRound, decode, to_rows
 
 
 def small(queue: SendQueue, key: int, priority: int, *payloads: bytes, round: int = 0) -> None:
@@ -154,6 +157,26 @@ def test_a_result_replaces_its_own_among_several() -> None:
     assert not queue
     small(queue, 1, 0, b"e")
     assert taken(queue) == ([1], b"e")
+
+
+def test_sums_that_were_made_together_share_a_message_with_others() -> None:
+    """Each keeps its place, its bytes, and what is known of it."""
+    queue = SendQueue()
+    for key, values in ((1, [1.0, 2.0]), (9, [3.0])):
+        addends = [memoryview(np.array(values, np.float32).tobytes())] * 2
+        count = len(values)
+        keys, rounds = range(key, key + count), [7] * count
+        queue.put(
+            SmallSums([ElementType.FLOAT32] * count, addends, keys, [5] * count, rounds, [-2] * count, [4] * count)
+        )
+    queue.put(Results([ShardRound(20, 1, 2, -3, 4, contributors=6)], [memoryview(b"last")], priority=-3))
+    message, payload = decode(pb.ExchangeResponse, queue.get())
+    assert to_rows(message.result.shards) == [
+        *(ShardRound(key, 5, 7, -2, 4) for key in (1, 2, 9)),
+        ShardRound(20, 1, 2, -3, 4, contributors=6),
+    ]
+    assert bytes(payload) == np.array([2, 4, 6], np.float32).tobytes() + b"last"
+    assert not queue
 
 
 def test_an_queue_is_crowded_until_some_of_it_was_taken() -> None:

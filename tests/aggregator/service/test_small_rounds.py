@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from psum.aggregator.core.actions import Action
-from psum.aggregator.core.credit import CREDIT_HOLD_SECONDS
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.layouts import Message
 from psum.aggregator.core.limits import Limits
 from psum.aggregator.core.registry import Registry
+from psum.aggregator.core.small_rounds import MESSAGE_HOLD_SECONDS
 from psum.aggregator.service.action_runner import ActionRunner
 from psum.aggregator.service.connection import WorkerConnection
 from psum.aggregator.service.receiver import Receiver
@@ -34,6 +34,7 @@ KEYS = {
     5: (1, ElementType.BFLOAT16),
     6: (2, ElementType.FLOAT32),
     7: (LARGE_PAYLOAD_BYTES // 4, ElementType.FLOAT32),
+    8: (100, ElementType.FLOAT32),
 }
 BROADCAST = 6
 
@@ -158,7 +159,11 @@ class Aggregator:
                     w.contributed,
                     w.received_bytes,
                     w.sent_bytes,
-                    [(now, key.id, i, r) for now, key, i, r in w.uncredited],
+                    [
+                        (held.since, key.id, index, round)
+                        for held in w.uncredited
+                        for (key, index, _), round in zip(held.rows, held.rounds, strict=True)
+                    ],
                 )
                 for w in self.job.workers.values()
             ],
@@ -283,21 +288,32 @@ def test_sums_of_several_types_travel_in_one_message() -> None:
 
 
 def test_a_contribution_that_waits_for_long_lets_go_of_its_message() -> None:
-    """The view of a few bytes would keep the whole message alive. It is copied, also if its worker has been lost."""
+    """The view of a few bytes would keep the whole message alive. It is copied, also if its worker has been lost.
+
+    A message of which most still waits stays as it is.
+    """
     aggregator = Aggregator(together=True)
     for rank in range(RANKS):
         aggregator.declare(rank)
-    push = Push(0, [1, 2, 4], [0] * 3, 0, 1, timed=False, cut=False)
+    push = Push(0, [1, 8, 4], [0] * 3, 0, 1, timed=False, cut=False)
     data = message(push, dict.fromkeys(KEYS, 0))
     unused = sys.getrefcount(data)
     assert aggregator.handle(0, data) == ""
-    assert sys.getrefcount(data) > unused, "contributions are not copied at once"
+    first = aggregator.now
+    for each in range(1, 4):
+        aggregator.runner.perform(aggregator.job, aggregator.job.tick(first + each * MESSAGE_HOLD_SECONDS))
+        assert sys.getrefcount(data) > unused, "all of it waits"
+    for rank in (1, 2):
+        most = dataclasses.replace(push, rank=rank, keys=[8])
+        assert aggregator.handle(rank, message(most, dict.fromkeys(KEYS, 0))) == ""
+    assert sys.getrefcount(data) > unused, "it is not looked at before its time"
     # Its credit is returned on its next connection.
     aggregator.job.workers[0].uncredited.clear()
-    aggregator.runner.perform(aggregator.job, aggregator.job.tick(aggregator.now + CREDIT_HOLD_SECONDS))
+    aggregator.runner.perform(aggregator.job, aggregator.job.tick(first + 5 * MESSAGE_HOLD_SECONDS))
     assert sys.getrefcount(data) == unused
     for rank in (1, 2):
-        assert aggregator.handle(rank, message(dataclasses.replace(push, rank=rank), dict.fromkeys(KEYS, 0))) == ""
+        others = dataclasses.replace(push, rank=rank, keys=[1, 4])
+        assert aggregator.handle(rank, message(others, dict.fromkeys(KEYS, 0))) == ""
     expected = np.random.default_rng(1).integers(-9, 9, 3).astype(np.float32) * 3
     assert ("1/0/0", expected.tobytes()) in aggregator.answers(0)
 
@@ -307,21 +323,40 @@ def test_a_message_is_not_left_because_an_earlier_one_is_old() -> None:
     aggregator = Aggregator(together=True)
     for rank in range(RANKS):
         aggregator.declare(rank)
-    push = Push(0, [1, 2, 4], [0] * 3, 0, 1, timed=False, cut=False)
+    push = Push(0, [1, 8, 4], [0] * 3, 0, 1, timed=False, cut=False)
     for rank in range(RANKS):
         assert aggregator.handle(rank, message(dataclasses.replace(push, rank=rank), dict.fromkeys(KEYS, 0))) == ""
     first = aggregator.now
-    aggregator.now += CREDIT_HOLD_SECONDS / 2
+    aggregator.now += MESSAGE_HOLD_SECONDS / 2
     data = message(push, dict.fromkeys(KEYS, 1))
     unused = sys.getrefcount(data)
     assert aggregator.handle(0, data) == ""
     second = aggregator.now
+    for rank in (1, 2):
+        most = dataclasses.replace(push, rank=rank, keys=[8])
+        assert aggregator.handle(rank, message(most, dict.fromkeys(KEYS, 1))) == ""
     contributions = aggregator.job.keys[1].shards[0].contributions
-    aggregator.runner.perform(aggregator.job, aggregator.job.tick(first + CREDIT_HOLD_SECONDS))
+    aggregator.runner.perform(aggregator.job, aggregator.job.tick(first + MESSAGE_HOLD_SECONDS))
     assert contributions[0].obj is data, "it has just come"
-    aggregator.runner.perform(aggregator.job, aggregator.job.tick(second + CREDIT_HOLD_SECONDS))
+    aggregator.runner.perform(aggregator.job, aggregator.job.tick(second + MESSAGE_HOLD_SECONDS))
     assert contributions[0].obj is not data
     assert sys.getrefcount(data) == unused
+
+
+def test_what_else_is_in_a_message_is_let_go_at_once() -> None:
+    """It may be of any size, and no budget counts it."""
+    aggregator = Aggregator(together=True)
+    for rank in range(RANKS):
+        aggregator.declare(rank)
+    request, payload = decode(
+        pb.ExchangeRequest, message(Push(0, [1, 4], [0] * 2, 0, 1, timed=False, cut=False), dict.fromkeys(KEYS, 0))
+    )
+    request.padding = bytes(1 << 16)
+    data = encode(request, payload)
+    unused = sys.getrefcount(data)
+    assert aggregator.handle(0, data) == ""
+    assert sys.getrefcount(data) == unused
+    assert bytes(aggregator.job.keys[1].shards[0].contributions[0]) == payload[:12]
 
 
 @pytest.mark.parametrize("ends", ["fail", "end"])
@@ -330,9 +365,10 @@ def test_a_job_that_is_over_holds_no_message(ends: str) -> None:
     aggregator = Aggregator(together=True)
     for rank in range(RANKS):
         aggregator.declare(rank)
-    data = message(Push(0, [1, 2], [0] * 2, 0, 1, timed=False, cut=False), dict.fromkeys(KEYS, 0))
+    data = message(Push(0, [1, 8], [0] * 2, 0, 1, timed=False, cut=False), dict.fromkeys(KEYS, 0))
     unused = sys.getrefcount(data)
     assert aggregator.handle(0, data) == ""
+    assert sys.getrefcount(data) > unused
     if ends == "fail":
         aggregator.job.fail(InternalError("for the test"), 1.5)
     else:

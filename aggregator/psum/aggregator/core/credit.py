@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Final
 
 from psum.aggregator.core.actions import ReturnCredit
-from psum.aggregator.core.key import Key
-from psum.aggregator.core.round import Phase, ShardRounds
+from psum.aggregator.core.held import Held
+from psum.aggregator.core.round import ShardRounds
 from psum.aggregator.core.worker import Worker
 
 #: How long a contribution may count against its worker's credit while its round waits for others. Without a limit, two
@@ -51,49 +51,42 @@ class CreditReturns:
             if rank in waiting and (rounds := tuple(self._rounds_due(worker, now, waiting))):
                 yield ReturnCredit(rank, rounds)
 
-    def _rounds_due(self, worker: Worker, now: float, waiting: Set[int]) -> Iterator[tuple[int, int, int]]:
+    def _rounds_due(self, worker: Worker, now: float, waiting: Set[int]) -> list[tuple[int, int, int]]:
         rank = worker.hello.rank
-        held = []
-        while worker.uncredited and now - worker.uncredited[0][0] >= CREDIT_HOLD_SECONDS:
-            entry = since, key, index, round = worker.uncredited.popleft()
-            if (shard := _waiting_shard(rank, key, index, round)) is None:
+        due: list[tuple[int, int, int]] = []
+        lent = []
+        while worker.uncredited and now - worker.uncredited[0].since >= CREDIT_HOLD_SECONDS:
+            held = worker.uncredited.popleft().waiting(rank)
+            if not held.rows:
                 continue
-            if self._lent(shard.contributions.get(rank, _NOTHING)):
-                if now - since < LENT_HOLD_SECONDS and _waits_for_a_late_one(shard, waiting):
-                    held.append(entry)
-                    continue
-                shard.copy(rank)
-            # The latest last.
-            worker.credited.pop((key.id, index), None)
-            worker.credited[key.id, index] = key, round
-            yield key.id, index, round
-        worker.uncredited.extendleft(reversed(held))
+            if not held.in_message and any(
+                self._stays_lent(shard, held, rank, now, waiting) for _, _, shard in held.rows
+            ):
+                lent.append(held)
+                continue
+            worker.credited.add(rank, held)
+            due += [(key.id, index, round) for (key, index, _), round in zip(held.rows, held.rounds, strict=True)]
+        worker.uncredited.extendleft(reversed(lent))
+        return due
+
+    def _stays_lent(self, shard: "ShardRounds[object]", held: Held, rank: int, now: float, waiting: Set[int]) -> bool:
+        """Whether a contribution stays in memory that its worker lends. If it must not any more, it is copied."""
+        if not self._lent(shard.contributions.get(rank, _NOTHING)):
+            return False
+        if now - held.since < LENT_HOLD_SECONDS and _waits_for_a_late_one(shard, waiting):
+            return True
+        shard.copy(rank)
+        return False
 
 
 def _waits(worker: Worker, now: float) -> bool:
     """Whether a contribution of a worker has waited for others for long. Forgets those that wait no more."""
-    rank, uncredited, credited = worker.hello.rank, worker.uncredited, worker.credited
-    while uncredited and now - uncredited[0][0] >= CREDIT_HOLD_SECONDS:
-        _, key, index, round = uncredited[0]
-        if _waiting_shard(rank, key, index, round) is not None:
+    rank, uncredited = worker.hello.rank, worker.uncredited
+    while uncredited and now - uncredited[0].since >= CREDIT_HOLD_SECONDS:
+        if any(uncredited[0].each_waits(rank)):
             return True
         uncredited.popleft()
-    while credited:
-        (key_id, index), (key, round) = next(iter(credited.items()))
-        if _waiting_shard(rank, key, index, round) is not None:
-            return True
-        del credited[key_id, index]
-    return False
-
-
-def _waiting_shard(rank: int, key: Key, index: int, round: int) -> "ShardRounds[object] | None":
-    """The shard of a contribution whose round waits for others, None if it does not wait."""
-    shard = key.shards.get(index)
-    if shard is None or shard.phase is not Phase.GATHERING:
-        return None
-    if shard.round == round or (shard.round == round + 1 and rank in shard.ranks_lacking_result):
-        return shard
-    return None
+    return worker.credited.waits(rank)
 
 
 def _waits_for_a_late_one(shard: "ShardRounds[object]", waiting: Set[int]) -> bool:

@@ -9,6 +9,7 @@ from typing import Final
 from psum.aggregator.core import error_texts
 from psum.aggregator.core.actions import Action, Ask, Deliver, Report, ReturnCredit, Sum
 from psum.aggregator.core.counters import JobCounters
+from psum.aggregator.core.held import Held
 from psum.aggregator.core.invariants import check_rounds
 from psum.aggregator.core.key import Key
 from psum.aggregator.core.membership import Membership
@@ -161,7 +162,7 @@ class JobRounds:
                     # While the round waits, the view would keep the whole message alive, which no budget counts.
                     shard.copy(rank)
                 if payload:
-                    worker.uncredited.append((now, key, index, round))
+                    worker.uncredited.append(Held.one(now, key, index, shard, round))
                 return self.fail_if_deserted(key, shard) if self._left else []
             case Verdict.COMPLETE:
                 worker.contributed = True
@@ -175,7 +176,7 @@ class JobRounds:
                 return [deliver]
             case Verdict.WAIT:
                 self._open_shards.setdefault((key_id, index), (key, shard))
-                worker.uncredited.append((now, key, index, round))
+                worker.uncredited.append(Held.one(now, key, index, shard, round))
                 if shard.holder is None or asked:
                     return []
                 return [Ask(shard.holder, ((key_id, index, round),))]
@@ -183,7 +184,7 @@ class JobRounds:
                 # The sender has charged its credit again for the duplicate.
                 if shard.phase is Phase.FORWARDING:
                     return [ReturnCredit(rank, ((key_id, index, round),))]
-                worker.uncredited.append((now, key, index, round))
+                worker.uncredited.append(Held.one(now, key, index, shard, round))
                 return []
             case Verdict.REFUSE:
                 raise ProtocolError(

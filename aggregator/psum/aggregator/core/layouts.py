@@ -99,7 +99,9 @@ class Layouts:
     def __init__(self, keys: Mapping[int, Key]) -> None:
         self._keys = keys
         self._layouts: dict[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], Layout] = {}
+        """By what their messages name, the oldest first."""
         self._rows = 0
+        """The rows of all of them."""
 
     def find(self, ids: Sequence[int], indices: Sequence[int], lengths: Sequence[int]) -> Layout:
         """The layout of a message with these columns, as they were received."""
@@ -115,7 +117,7 @@ class Layouts:
     def _keep(self, names: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]], layout: Layout) -> None:
         if names not in self._layouts:
             self._rows += len(layout.rows)
-            if self._rows > _MOST_ROWS:
-                self._layouts.clear()
-                self._rows = len(layout.rows)
+            while self._rows > _MOST_ROWS:
+                # The oldest. Forgetting all at once would stop the aggregator for some hundredths of a second.
+                self._rows -= len(self._layouts.pop(next(iter(self._layouts))).rows)
         self._layouts[names] = layout

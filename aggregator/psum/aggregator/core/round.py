@@ -241,12 +241,6 @@ class ShardRounds(Generic[Result]):
         self.contributions = {}
         self.last_result = None
 
-    def leave_message(self, rank: int) -> None:
-        """Copies a rank's contribution if it keeps a message alive that is much larger, which no budget counts."""
-        contribution = self.contributions.get(rank)
-        if contribution is not None and 2 * len(contribution) < memoryview(contribution.obj).nbytes:
-            self.copy(rank)
-
     def copy(self, rank: int) -> None:
         """Replaces a rank's contribution by a copy, so that the memory it lies in can be released."""
         self.contributions[rank] = memoryview(bytes(self.contributions[rank]))

@@ -5,7 +5,6 @@ the next contribution to each of its sums. Those take a short way here. Everythi
 does a contribution that becomes unusual by what came before it in its message. The outcome is the same.
 """
 
-import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import compress
@@ -13,7 +12,7 @@ from typing import Final, cast
 
 from psum.aggregator.core.actions import Action, Report, SumTogether
 from psum.aggregator.core.counters import JobCounters
-from psum.aggregator.core.credit import CREDIT_HOLD_SECONDS
+from psum.aggregator.core.held import Held
 from psum.aggregator.core.job_rounds import JobRounds
 from psum.aggregator.core.layouts import Layout, Layouts, Message, Row
 from psum.aggregator.core.membership import Membership
@@ -22,6 +21,10 @@ from psum.aggregator.core.open_shards import OpenShards
 from psum.aggregator.core.round import take_each
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import BATCH_BYTES, MAX_SHARDS_PER_PAYLOAD, ShardRound, read_columns, spread
+
+#: After so many seconds of waiting for others, contributions are copied out of their message, if those that still wait
+#: are not most of it: no budget counts the others. Otherwise it is looked at again after the same time.
+MESSAGE_HOLD_SECONDS: Final = 0.1
 
 #: The most shards and bytes that are summed together: they travel in one message.
 MOST_SHARDS: Final = 1024
@@ -67,7 +70,7 @@ class SmallRounds:
     ) -> None:
         """Does what JobRounds.contribute does for each contribution of a message, if the rounds `take_together`.
 
-        Contributions stay views of the message for CREDIT_HOLD_SECONDS: see `leave_messages`.
+        Contributions stay views of the message: see `leave_messages`.
 
         Args:
             rank: The worker.
@@ -82,6 +85,9 @@ class SmallRounds:
         """
         ids, indices, *others = read_columns(shards, MAX_SHARDS_PER_PAYLOAD)
         layout, count = self._layouts.find(ids, indices, others[2]), len(ids)
+        if 2 * len(payload) < message_bytes:
+            # The rest of the message may be of any size.
+            payload = memoryview(bytes(payload))
         pieces = layout.split(payload)
         rounds, priorities = (list(spread(column, count)) for column in others[:2])
         contributions = zip(layout.shards, rounds, priorities, pieces, strict=True)
@@ -134,13 +140,12 @@ class SmallRounds:
         waits = [each is None for each in taken]
         open_shards = self._open_shards
         if any(waits):
-            waiting = list(compress(rows, waits))
+            all_wait = all(waits)
+            waiting = rows if all_wait else list(compress(rows, waits))
+            its_rounds = rounds[part] if all_wait else list(compress(rounds[part], waits))
             open_shards.update(zip(compress(pairs, waits), [(key, shard) for key, _, shard in waiting], strict=True))
-            its_rounds = compress(rounds[part], waits)
-            worker.uncredited.extend(
-                [(now, key, index, round) for (key, index, _), round in zip(waiting, its_rounds, strict=True)]
-            )
-            if len(waiting) == len(taken):
+            worker.uncredited.append(Held(now, waiting, its_rounds, in_message=True))
+            if all_wait:
                 return
         together: SumTogether | None = None
         room = 0
@@ -165,22 +170,34 @@ class SmallRounds:
         self._counters.waiting.observe_since(waited, now)
 
     def leave_messages(self, now: float) -> None:
-        """Copies the contributions that have waited for long, so that their messages can be released."""
+        """Copies the contributions that have waited for long, so that their messages can be released.
+
+        A message of which most still waits stays: it takes less memory than copies, and can be added as it is.
+        """
         recent = self._recent
-        while recent and now - recent[0][0] >= CREDIT_HOLD_SECONDS:
+        while recent and now - recent[0][0] >= MESSAGE_HOLD_SECONDS:
             since, rank, layout = recent.popleft()
             message = layout.messages.get(rank)
             if message is None or message.since > since:
                 # All were summed. Contributions of a message that came later are not copied before their time.
                 continue
-            for shard in layout.shards:
-                if shard is not None:
-                    shard.leave_message(rank)
+            waiting = [
+                shard
+                for shard, piece in zip(layout.shards, message.pieces, strict=True)
+                if shard is not None and shard.contributions.get(rank) is piece
+            ]
+            if 2 * sum([len(shard.contributions[rank]) for shard in waiting]) > len(message.payload):
+                recent.append((now, rank, layout))
+                continue
+            for shard in waiting:
+                shard.copy(rank)
             del layout.messages[rank]
 
     def clear(self) -> None:
-        """Forgets all messages."""
-        self.leave_messages(math.inf)
+        """Forgets all messages: no contribution waits any more."""
+        for _, rank, layout in self._recent:
+            layout.messages.pop(rank, None)
+        self._recent.clear()
 
     def summed(self, action: SumTogether, results: Iterable[object], now: float) -> None:
         """Takes the sums that a SumTogether asked for. The caller delivers them.

@@ -1,10 +1,10 @@
 """One member of a job, as its hello introduced it: a worker, or a relay that stands for several ranks."""
 
 import dataclasses
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Mapping
 
-from psum.aggregator.core.key import Key
+from psum.aggregator.core.held import Credited, Held
 from psum.aggregator.core.roster import ranks_of
 from psum.v1 import aggregator_pb2 as pb
 
@@ -55,10 +55,8 @@ class Worker:
         release_at: When it is released at the latest; None before its goodbye and after its release.
         received_bytes: Payload received from it.
         sent_bytes: Payload sent to it.
-        uncredited: Contributions that count against its credit: since when, key, shard, round.
-        credited: Contributions whose credit was returned while their round waits, the oldest first: key and round, by
-            (key's id, shard). Some may have their result meanwhile. An OrderedDict, because the oldest are removed one
-            by one: finding the first item of a dict takes as long as the number of items that were removed before it.
+        uncredited: Contributions that count against its credit, the oldest first.
+        credited: Contributions whose credit was returned while their round waits.
     """
 
     hello: pb.Hello
@@ -75,8 +73,8 @@ class Worker:
     release_at: float | None = None
     received_bytes: int = 0
     sent_bytes: int = 0
-    uncredited: deque[tuple[float, Key, int, int]] = dataclasses.field(default_factory=deque)
-    credited: OrderedDict[tuple[int, int], tuple[Key, int]] = dataclasses.field(default_factory=OrderedDict)
+    uncredited: deque[Held] = dataclasses.field(default_factory=deque)
+    credited: Credited = dataclasses.field(default_factory=Credited)
 
     @property
     def ranks(self) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ from psum.aggregator.service.summation import Summation
 from psum.aggregator.sums.pool import PriorityPool
 from psum.planes import Arena
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import ShardRound, to_columns
+from psum.wire import to_columns
 
 _log = logging.getLogger(__name__)
 
@@ -102,10 +102,10 @@ class ActionRunner:
                 self._summation.sum_together(job, action)
             case ReturnCredit(rank, rounds):
                 job.counters.returned_credits += len(rounds)
-                taken = pb.Taken(shards=to_columns([ShardRound(*round) for round in rounds]))
+                taken = pb.Taken(shards=to_columns(rounds))
                 self._send(job, rank, pb.ExchangeResponse(taken=taken))
             case Ask(rank, rounds):
-                wanted = pb.Want(shards=to_columns([ShardRound(*round) for round in rounds]))
+                wanted = pb.Want(shards=to_columns(rounds))
                 self._send(job, rank, pb.ExchangeResponse(want=wanted))
             case Sync(number, ranks, departures):
                 for rank in ranks:

@@ -11,7 +11,7 @@ import math
 from collections import deque
 from typing import Any, Final
 
-from psum.aggregator.sums.results import Results, result_message
+from psum.aggregator.sums.results import Results, joined_message
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import BATCH_BYTES, OUTSIDE_BATCH_BYTES
 
@@ -105,10 +105,7 @@ class SendQueue:
             self.following = list(first.following)
             return first.message()
         self.following = [payload for results in batch for payload in results.following]
-        return result_message(
-            [row for results in batch for row in results.rows],
-            [payload for results in batch for payload in results.payloads],
-        )
+        return joined_message(batch)
 
     def clear(self) -> None:
         """Removes everything."""

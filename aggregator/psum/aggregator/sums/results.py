@@ -1,9 +1,10 @@
 """Sums as they are sent: each message is made once for all workers that receive the same."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import ShardRound, encode, to_columns
+from psum.wire import ShardRound, encode, from_columns, to_columns
 
 
 class Results:
@@ -55,6 +56,16 @@ class Results:
         """Payload bytes that follow the message."""
         self._message = message
 
+    @property
+    def columns(self) -> Iterable[Sequence[int]]:
+        """Which sums they are, as columns: one for each field of ShardRound."""
+        return zip(*self.rows, strict=True)
+
+    @property
+    def pieces(self) -> Sequence[bytes | memoryview]:
+        """The payloads in the message, one after the other. They may be joined already."""
+        return self.payloads
+
     def message(self) -> bytes:
         """The message with these sums and no others, made once."""
         if self._message is None:
@@ -78,3 +89,11 @@ class Results:
 def result_message(rows: Sequence[ShardRound], payloads: Sequence[bytes | memoryview]) -> bytes:
     """The message with these sums."""
     return encode(pb.ExchangeResponse(result=pb.Result(shards=to_columns(rows))), *payloads)
+
+
+def joined_message(batch: Sequence[Results]) -> bytes:
+    """The message with the sums of several Results that may travel with others."""
+    # Rows would take longer, of which there may be hundreds.
+    columns = [list(chain(*parts)) for parts in zip(*[results.columns for results in batch], strict=True)]
+    pieces = [piece for results in batch for piece in results.pieces]
+    return encode(pb.ExchangeResponse(result=pb.Result(shards=from_columns(*columns))), *pieces)

@@ -62,6 +62,18 @@ class SmallSums(Results):
         return [ShardRound(*row) for row in zip(*self._columns, strict=True)]
 
     @property
+    def columns(self) -> Sequence[Sequence[int]]:
+        """See Results."""
+        nothing = (0,) * len(self.shard_ids)
+        return *self._columns, *[nothing] * (len(ShardRound._fields) - len(self._columns))
+
+    @property
+    def pieces(self) -> Sequence[memoryview]:
+        """See Results."""
+        message = memoryview(self.message())
+        return (message[len(message) - self.size :],)
+
+    @property
     def payloads(self) -> Sequence[bytes]:  # type: ignore[override]
         """The sums by themselves, in the rows' order. Copies: a view would keep all sums of the message."""
         message = self.message()
