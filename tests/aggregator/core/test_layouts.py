@@ -5,7 +5,8 @@ import pytest
 from psum.aggregator.core import layouts
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.layouts import Layouts
-from tests.aggregator.core.two_workers import checked_job, declare, key
+from tests.aggregator.core.two_workers import checked_job, declare
+from tests.aggregator.keys import key
 
 job = pytest.fixture(checked_job)
 
