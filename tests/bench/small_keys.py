@@ -103,7 +103,7 @@ class Aggregator:
         self.seconds += time.process_time() - begin
 
     def _handle(self, rank: int, message: bytes) -> None:
-        coroutine = self._receivers[rank]._handle(message, None)
+        coroutine = self._receivers[rank].handle(message, None)
         begin = time.process_time()
         try:
             coroutine.send(None)

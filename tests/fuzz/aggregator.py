@@ -21,6 +21,7 @@ from tests.fuzz.conforming_worker import ConformingWorker
 from tests.fuzz.conversations import ADDRESSES, Conversation, Step, foreign_messages, mutate_steps
 from tests.fuzz.harness import LogMonitor, ViolationError
 from tests.fuzz.healthy_job import HealthyJob
+from tests.fuzz.in_memory_data import InMemoryData
 from tests.fuzz.streams import AbortedStream, Attacker, Context
 
 #: Time limit for everything that one input causes.
@@ -86,7 +87,8 @@ class AggregatorTarget:
         conforming_rank = random.choice(conversation.firsts) if with_conforming else -1
         ranks = [rank for rank in conversation.firsts if rank != conforming_rank]
         steps = conversation.steps(random, ranks)
-        mutated = random.random() < 0.95
+        # Without mistakes, the conforming worker must have its sums.
+        mutated = random.random() < (0.8 if with_conforming else 0.95)
         if mutated:
             mutate_steps(random, steps, foreign_messages(_HEALTHY) + foreign_messages("other"))
         elif with_conforming:
@@ -130,6 +132,8 @@ class AggregatorTarget:
         streams: dict[int, tuple[Attacker, asyncio.Task[None]]] = {}
         tasks: list[asyncio.Task[None]] = []
         sent: list[bytes] = []
+        offered: dict[int, InMemoryData | None] = {}
+        """The data connections of streams, None if they have none."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             for step in steps:
                 if step.seconds:
@@ -139,11 +143,20 @@ class AggregatorTarget:
                     if data is None:
                         continue
                     attacker = Attacker(never_reads=never_reads)
+                    offered.pop(step.stream, None)
                     streams[step.stream] = attacker, self._open(attacker)
                     tasks.append(streams[step.stream][1])
                 attacker, task = streams[step.stream]
                 if data is not None:
-                    attacker.put(data)
+                    if random is not None and step.stream not in (conforming_rank, *offered):
+                        self._offer_data(conversation, step.stream, attacker, random, offered)
+                    channel = offered.get(step.stream)
+                    if channel is None or random is None:
+                        attacker.put(data)
+                    elif step.data is not None or step.message is None:
+                        channel.put(data)
+                    else:
+                        data = channel.put_moved(random, step.message, step.payload, mistakes=mutated)
                     sent.append(data)
                     self.messages += 1
                 if step.end:
@@ -195,6 +208,20 @@ class AggregatorTarget:
             await self._healthy.end()
             await self._service.close()
         stream._LAST_MESSAGE_SECONDS = self._last_message_seconds
+
+    def _offer_data(
+        self,
+        conversation: Conversation,
+        rank: int,
+        attacker: Attacker,
+        random: Random,
+        offered: dict[int, InMemoryData | None],
+    ) -> None:
+        """Let an attacker that has joined turn to a data connection, in half of the cases."""
+        connection = self._service.connections.get(self._registry.jobs.get(conversation.job), rank)
+        if connection is not None and attacker.waiting_for_input.is_set() and attacker.last is not None:
+            offered[rank] = InMemoryData(attacker, connection) if random.random() < 0.5 else None
+            self.outcomes["stream: with a data connection"] += offered[rank] is not None
 
     def _open(self, context: Context) -> "asyncio.Task[None]":
         return asyncio.get_running_loop().create_task(self._service._exchange(iter(()), context))  # type: ignore[arg-type]

@@ -1,5 +1,7 @@
 """An independent reader of a message's columns, written from the protocol and not from psum's code."""
 
+from collections.abc import Iterable
+
 from psum.v1 import aggregator_pb2 as pb
 
 
@@ -22,13 +24,22 @@ def lengths_of(shards: pb.ShardRounds) -> list[int]:
     return [value(list(shards.lengths), number) for number in range(len(shards.ids))]
 
 
-def pieces_of(shards: pb.ShardRounds, payload: bytes) -> list[tuple[tuple[int, int, int], bytes]]:
-    """Split a payload by shard. Each piece comes with (key id, shard, round). A malformed message gives no pieces."""
+def pieces_of(
+    shards: pb.ShardRounds, payload: bytes, following: Iterable[bytes] = ()
+) -> list[tuple[tuple[int, int, int], bytes]]:
+    """Split a payload by shard. Each piece comes with (key id, shard, round). A malformed message gives no pieces.
+
+    Args:
+        shards: The message's columns.
+        payload: The payload in the message.
+        following: The payloads that followed it, if any may.
+    """
     if not well_formed(shards) or sum(lengths_of(shards)) != len(payload):
         return []
-    pieces, place = [], 0
+    pieces, place, outside = [], 0, iter(following)
     for number, length in enumerate(lengths_of(shards)):
         where = shards.ids[number], value(list(shards.shards), number), value(list(shards.rounds), number)
-        pieces.append((where, payload[place : place + length]))
+        follows = value(list(shards.placed), number) > 0
+        pieces.append((where, next(outside, b"") if follows else payload[place : place + length]))
         place += length
     return pieces

@@ -3,18 +3,24 @@
 import dataclasses
 import math
 from collections import Counter, deque
+from collections.abc import Sequence
 from random import Random
+from unittest import mock
 
 from google.protobuf.message import DecodeError
 
 from psum.client import ElementType, Operation, PsumError, Ticket
+from psum.client.core import key_rounds, send_window
 from psum.client.core.recorder import Recorder
 from psum.client.core.session import Session
 from psum.client.observe import trace
+from psum.planes import InlineWorker
+from psum.planes.direct import DirectWorker
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import ShardRound, encode, to_columns, to_rows
+from psum.wire import ShardRound, decode, encode, following_sizes, to_columns, to_rows
 from psum.wire.errors import ProtocolError
 from tests.fuzz.columns import pieces_of
+from tests.fuzz.following import moved_out
 from tests.fuzz.harness import ViolationError, error_signature
 from tests.fuzz.mutation import Mutator
 from tests.fuzz.streams import report, take_finished
@@ -51,13 +57,26 @@ class FakeAggregator:
         self._keys: dict[int, pb.Key] = {}
         self._answered: list[ShardRound] = []
 
-    def receive(self, data: bytes) -> None:
+    @property
+    def passed_over(self) -> list[ShardRound]:
+        """Shards that the session has its result of, or does not know, with the lengths of their results."""
+        unknown = [row._replace(id=row.id ^ 1) for row in self._answered[:1]]
+        return [*self._answered, *unknown]
+
+    def receive(self, data: bytes, following: Sequence[memoryview] = ()) -> None:
         """Receive a message of the session, which must be valid whatever the session was sent.
+
+        Args:
+            data: The message.
+            following: The payloads that follow it.
 
         Raises:
             ViolationError: It is not.
         """
         message = pb.ExchangeRequest.FromString(data)
+        announced = [row.outside_size for row in to_rows(message.push.shards) if row.outside_size]
+        if announced != (sizes := list(map(len, following))):
+            raise ViolationError(f"the session announces payloads of {announced} bytes, and {sizes} follow: {message}")
         match message.WhichOneof("kind"):
             case "declare":
                 self._keys.update((key.id, key) for key in message.declare.keys)
@@ -103,7 +122,9 @@ class FakeAggregator:
                 [elements] = [shard.elements for shard in key.shards if shard.index == entry.shard]
                 entry = entry._replace(length=elements * ElementType(key.type).itemsize)
             elif key.operation == pb.OPERATION_BROADCAST:
-                entry = entry._replace(length=0)
+                entry = entry._replace(length=0, outside_size=0)
+            else:
+                entry = entry._replace(length=entry.length + entry.outside_size, outside_size=0)
             results.append(entry)
         if random.random() < 0.2:
             self.waiting.append((pb.ExchangeResponse(taken=pb.Taken(shards=to_columns(results))), b""))
@@ -139,7 +160,11 @@ class SessionTarget:
 
     async def feed(self, random: Random) -> None:
         """Run one session and mutate some of the messages to it."""
-        SessionRun(random, self.outcomes).run()
+        with (
+            mock.patch.object(send_window, "LARGE_PAYLOAD_BYTES", 32),
+            mock.patch.object(key_rounds, "LARGE_PAYLOAD_BYTES", 32),
+        ):
+            SessionRun(random, self.outcomes).run()
 
     async def settle(self) -> None:
         """Do nothing."""
@@ -173,6 +198,10 @@ class SessionRun:
             recorder=self._recorder,
         )
         self._fake_aggregators = [FakeAggregator(random) for _ in range(self._aggregators)]
+        self._direct = [False] * self._aggregators
+        """Whether payloads follow their messages on the present stream, by aggregator."""
+        for aggregator in range(self._aggregators):
+            self._open_stream(aggregator)
         self._started: list[StartedOperation] = []
         self._sent_results: dict[_Place, set[bytes]] = {}
         """Payloads of valid results sent to the session."""
@@ -198,6 +227,7 @@ class SessionRun:
                     self._fake_aggregators[aggregator].send_unsolicited()
                 case 4:
                     self._fake_aggregators[aggregator].waiting.clear()
+                    self._open_stream(aggregator)
                     session.reconnected(aggregator)
                 case 5:
                     session.expire(random.choice((0.5, 5.0)), self._now)
@@ -233,7 +263,7 @@ class SessionRun:
     def _send(self, aggregator: int) -> None:
         data = self._session.next_message(aggregator)
         if data is not None:
-            self._fake_aggregators[aggregator].receive(data)
+            self._fake_aggregators[aggregator].receive(data, self._session.following(aggregator))
 
     def _receive(self, aggregator: int, *, mutated: bool) -> None:
         random, fake = self._random, self._fake_aggregators[aggregator]
@@ -242,12 +272,17 @@ class SessionRun:
         if random.random() < 0.1:
             fake.waiting.rotate(1)
         message, payload = fake.waiting[0] if random.random() < 0.1 else fake.waiting.popleft()
+        following: list[bytes] = []
+        if self._direct[aggregator]:
+            others = fake.passed_over if random.random() < 0.5 else []
+            passed_over = random.sample(others, min(len(others), random.randrange(3)))
+            message, payload, following = moved_out(random, message, payload, passed_over)
         fake.recent = [*fake.recent[-8:], message]
         mutator = Mutator(random, fake.recent)
         data = mutator.mutate(message, payload) if mutated else encode(message, payload)
-        self._record(aggregator, data)
+        self._record(aggregator, data, following)
         try:
-            self._session.receive(aggregator, data, self._now)
+            self._handle(aggregator, data, following)
         except ProtocolError as error:
             self._outcomes[f"session: {error_signature(str(error)) if len(self._outcomes) < 60 else 'refused'}"] += 1
             # The client does the same.
@@ -257,6 +292,18 @@ class SessionRun:
         if not mutated and self._session.failure is not None and not isinstance(self._session.failure, PsumError):
             raise ViolationError(f"the session failed with {self._session.failure!r}")
 
+    def _open_stream(self, aggregator: int) -> None:
+        """Draw whether payloads follow their messages from now on."""
+        self._direct[aggregator] = self._random.random() < 0.5
+        self._session.use_plane(aggregator, DirectWorker() if self._direct[aggregator] else InlineWorker())
+
+    def _handle(self, aggregator: int, data: bytes, following: Sequence[bytes]) -> None:
+        """Hand a message to the session, with the payloads that the client would have received for it."""
+        message, payload = decode(pb.ExchangeResponse, data)
+        if self._direct[aggregator] and following_sizes(message.result.shards) != list(map(len, following)):
+            raise ProtocolError("other payloads follow than were announced")
+        self._session.handle(aggregator, message, payload, map(memoryview, following), self._now)
+
     def _settle(self) -> None:
         report(take_finished(self._session))
         self._session.check()
@@ -265,13 +312,13 @@ class SessionRun:
                 if not (math.isfinite(one.start) and math.isfinite(one.end)):
                     raise ViolationError(f"a timeline has {one}")
 
-    def _record(self, aggregator: int, data: bytes) -> None:
+    def _record(self, aggregator: int, data: bytes, following: Sequence[bytes]) -> None:
         """Record the results in a message, parsed by protobuf and not by psum."""
         try:
             message = pb.ExchangeResponse.FromString(data)
         except DecodeError:
             return
-        for where, piece in pieces_of(message.result.shards, message.payload):
+        for where, piece in pieces_of(message.result.shards, message.payload, following):
             self._sent_results.setdefault((aggregator, *where), set()).add(piece)
 
     def _check(self, started: StartedOperation) -> None:

@@ -115,7 +115,7 @@ class Joined:
             while (message := worker.session.next_message(0)) is not None:
                 self.sent_bytes += len(message)
                 with pytest.raises(StopIteration):
-                    receiver._handle(message, None).send(None)
+                    receiver.handle(message, None).send(None)
         for worker, connection in zip(self._workers, self._connections, strict=True):
             while connection.queue:
                 message = connection.queue.get()

@@ -116,7 +116,8 @@ ALL = [
 
 #: As in mutations.py.
 SEEDS: Final[Mapping[Callable[[pytest.MonkeyPatch], None], int]] = {
-    a_relay_is_known_by_its_first_rank: 7,
+    a_relay_is_lost_with_its_first_rank: 27,
+    a_relay_is_known_by_its_first_rank: 25,
     ranks_that_a_relay_does_not_name_any_more_are_waited_for: 22,
     a_relay_that_has_no_value_receives_none: 7,
     a_rank_is_not_asked_again_for_its_value: 78,

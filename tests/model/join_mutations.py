@@ -114,8 +114,8 @@ ALL = [
 
 #: As in mutations.py.
 SEEDS: Mapping[Callable[[pytest.MonkeyPatch], None], int] = {
-    rounds_before_the_admission_wait_for_the_newcomer: 50,
-    a_newcomer_is_welcomed_after_the_first_admission: 385,
-    a_newcomer_counts_as_one_that_began_anew: 105,
-    a_member_takes_admissions_from_a_welcome: 30,
+    rounds_before_the_admission_wait_for_the_newcomer: 35,
+    a_newcomer_is_welcomed_after_the_first_admission: 35,
+    a_newcomer_counts_as_one_that_began_anew: 1,
+    a_member_takes_admissions_from_a_welcome: 34,
 }

@@ -196,6 +196,7 @@ ALL = [
 #: For bugs that few histories find: the seed of one of these histories. The test tries it first. If histories have
 #: changed since, the test searches all of them, which takes longer, and prints another seed.
 SEEDS: Final[Mapping[Callable[[pytest.MonkeyPatch], None], int]] = {
+    a_leaving_worker_does_not_wait_for_others: 49,
     waiters_are_forgotten_when_a_round_is_adopted: 18,
     a_result_is_taken_for_any_round: 86,
     a_job_that_a_rank_never_joined_is_forgotten: 123,

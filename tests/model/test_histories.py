@@ -13,6 +13,7 @@ import elastic_mutations
 import elastic_relay_mutations
 import join_mutations
 import mutations
+import payload_mutations
 import relay_mutations
 from mutation_search import MisfitError, found_by
 from psum.aggregator.core.round import ShardRounds
@@ -52,6 +53,7 @@ def test_every_rank_gets_every_sum_once() -> None:
     assert counters["histories"] == HISTORIES
     assert counters["deliveries"] > 10 * HISTORIES
     assert counters["relayed"] > counters["levels"] > 0
+    assert counters["direct"] > HISTORIES // 3
 
 
 def test_an_elastic_job_goes_on_without_lost_ranks() -> None:
@@ -142,6 +144,16 @@ def test_a_bug_in_joins_is_found(mutate: Callable[[pytest.MonkeyPatch], None], m
     mutate(monkeypatch)
     draw = functools.partial(History.draw, relayed=False, elastic=True)
     assert found_by(draw, join_mutations.SEEDS.get(mutate))
+
+
+@pytest.mark.parametrize("mutate", payload_mutations.ALL, ids=lambda mutation: mutation.__name__)
+def test_a_bug_in_the_order_of_payloads_is_found(
+    mutate: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each bug in how payloads follow their messages makes at least one history with data connections fail."""
+    mutate(monkeypatch)
+    draw = functools.partial(History.draw, direct=True, **payload_mutations.ALL[mutate])
+    assert found_by(draw, payload_mutations.SEEDS.get(mutate))
 
 
 def test_a_mutation_that_does_not_fit_the_product_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

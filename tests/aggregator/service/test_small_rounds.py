@@ -91,7 +91,7 @@ class Aggregator:
     def handle(self, rank: int, data: bytes) -> str:
         """Handles a message; returns what was wrong with it."""
         self.now += 0.001
-        coroutine = self.receivers[rank]._handle(data, None)
+        coroutine = self.receivers[rank].handle(data, None)
         try:
             coroutine.send(None)
         except StopIteration:

@@ -8,7 +8,7 @@ import time
 
 from simulation import Counters, Failure, History, run, shrink
 
-_RELAYED = {"yes": True, "no": False, "some": None}
+_SOME = {"yes": True, "no": False, "some": None}
 
 
 def main() -> int:
@@ -16,7 +16,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/model", description=__doc__)
     parser.add_argument("--histories", type=int, default=1000, help="number of histories (1000)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first history; each next one adds 1 (0)")
-    parser.add_argument("--relays", choices=_RELAYED, default="some", help="which histories: with relays or not (some)")
+    parser.add_argument("--relays", choices=_SOME, default="some", help="which histories: with relays or not (some)")
+    parser.add_argument("--direct", choices=_SOME, default="some", help="which: payloads follow messages or not (some)")
     parser.add_argument("--elastic", action="store_true", help="histories of elastic jobs")
     parser.add_argument("--keep-going", action="store_true", help="count failures by kind instead of stopping at one")
     arguments = parser.parse_args()
@@ -27,11 +28,20 @@ def main() -> int:
     kinds: collections.Counter[str] = collections.Counter()
     for seed in range(arguments.seed, arguments.seed + arguments.histories):
         try:
-            run(History.draw(seed, relayed=_RELAYED[arguments.relays], elastic=arguments.elastic), counters)
+            run(
+                History.draw(
+                    seed,
+                    relayed=_SOME[arguments.relays],
+                    elastic=arguments.elastic,
+                    direct=_SOME[arguments.direct],
+                ),
+                counters,
+            )
         except Failure as failure:
             if not arguments.keep_going:
                 print(shrink(failure).report)
                 again = f"scripts/model --seed {seed} --histories 1 --relays {arguments.relays}"
+                again += f" --direct {arguments.direct}"
                 again += " --elastic" if arguments.elastic else ""
                 print(f"\nhistory {seed} failed; repeat it with {again}")
                 return 1

@@ -1,12 +1,12 @@
 """A simulated aggregator process: the real registries, jobs and send queues, with simulated streams and sum threads."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from random import Random
 from typing import Any, cast
 
-from psum.aggregator.core.actions import Action, Admit, ConnectUplinks, Refuse, UplinkAction
+from psum.aggregator.core.actions import Admit, ConnectUplinks, Refuse, UplinkAction
 from psum.aggregator.core.candidates import Candidate
 from psum.aggregator.core.elastic_job import ElasticJob
 from psum.aggregator.core.job import Job
@@ -18,10 +18,14 @@ from psum.aggregator.relay.core.introduction import Identity
 from psum.aggregator.relay.relays import FOUND_SECONDS
 from psum.aggregator.service.action_runner import ActionRunner
 from psum.aggregator.service.connection import WorkerConnection
+from psum.aggregator.service.receiver import Receiver
 from psum.aggregator.sums.pool import PriorityPool
+from psum.planes import DataConnection
+from psum.planes.direct import DirectAggregator
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import ShardRound, decode, split, to_columns, to_rows
+from psum.wire import ShardRound, decode, to_columns
 from psum.wire.errors import FaultError
+from simulation.frames import Received, as_message
 from simulation.relay import Uplinks
 from simulation.stream import Stream
 
@@ -126,31 +130,47 @@ class AggregatorProcess:
         return not self.draining
 
     def read(self, stream: Stream, now: float, random: Random, duplicate_rate: float) -> bool:
-        """Read and handle the next message of a stream. Return False if there is none, or the stream is closing."""
-        if not stream.requests or not stream.aggregator_open or stream.connection.closing:
+        """Read and handle the next frame of a stream. Return False if there is none, or the stream is closing."""
+        if not stream.requests or not stream.aggregator_open:
             return False
-        request, payload = decode(pb.ExchangeRequest, stream.requests.popleft())
-        if stream.joined is None:
-            assert stream.candidate is None, "a process that waits to join sends nothing"
-            self._hello(stream, request.hello, now)
-            return True
-        kind = request.WhichOneof("kind")
-        for _ in range(2 if duplicate_rate and kind in _REPEATABLE and random.random() < duplicate_rate else 1):
-            self._handle(*stream.joined, request, payload, now)
+        if stream.received is None:
+            if stream.connection.closing:
+                return False
+            data = as_message(stream.requests.popleft())
+            request, _ = decode(pb.ExchangeRequest, data)
+            if stream.joined is None:
+                assert stream.candidate is None, "a process that waits to join sends nothing"
+                self._hello(stream, request.hello, now)
+                return True
+            stream.received = Received(data, stream.requests)
+            if stream.direct:
+                # The member has a data connection: what it sends after hello comes there.
+                stream.connection.plane.connected(cast(DataConnection, stream.received))
+            stream.handling = _handle(stream, stream.received)
+        assert stream.handling is not None
+        if _ends(stream.handling):
+            received, stream.received, stream.handling = stream.received, None, None
+            kind = decode(pb.ExchangeRequest, received.message)[0].WhichOneof("kind")
+            if duplicate_rate and kind in _REPEATABLE and random.random() < duplicate_rate:
+                again = _handle(stream, received.again())
+                while not _ends(again):
+                    pass
         return True
 
     def write(self, stream: Stream, now: float) -> bool:
         """Send the next message of a stream, or end a closing stream. Return False if there was nothing to do."""
         if not stream.aggregator_open:
             return False
-        if not stream.connection.queue:
-            if stream.connection.closing:
-                self.lose(stream, now)
-                return True
+        queue = stream.connection.queue
+        if stream.to_client:
+            stream.to_client.go_on()
+        elif queue:
+            message = queue.get()
+            stream.to_client.send(message, queue.following)
+        elif stream.connection.closing:
+            self.lose(stream, now)
+        else:
             return False
-        data = stream.connection.queue.get()
-        if stream.client_open:
-            stream.responses.append(data)
         return True
 
     def lose(self, stream: Stream, now: float) -> None:
@@ -279,8 +299,13 @@ class AggregatorProcess:
             replaced.abandon()
         self.connections[id(job), hello.rank] = connection
         stream.joined = job, hello.rank
+        stream.receiver = Receiver(
+            job, hello.rank, connection, self._runner, clock=self._clock, uncredited=lambda: None
+        )
+        if stream.direct:
+            connection.plane = DirectAggregator()
         welcome = pb.Welcome(
-            plane=pb.PLANE_INLINE,
+            plane=pb.PLANE_DIRECT if stream.direct else pb.PLANE_INLINE,
             relays=hello.group_size > 0,
             departures=job.departures(),
             losses=job.losses(self._clock(), hello.rank),
@@ -290,54 +315,6 @@ class AggregatorProcess:
         connection.queue.put_control(pb.ExchangeResponse(welcome=welcome))
         if candidates := job.candidates():
             connection.queue.put_control(pb.ExchangeResponse(candidates=pb.Candidates(candidates=candidates)))
-
-    def _handle(self, job: Job, rank: int, request: pb.ExchangeRequest, payload: memoryview, now: float) -> None:
-        job.workers[rank].last_heard = now
-        perform: Callable[[list[Action]], None] = lambda actions: self._runner.perform(job, actions)  # noqa: E731
-        match request.WhichOneof("kind"):
-            case "push":
-                actions: list[Action] = []
-                if job.takes_together:
-                    job.contribute_together(rank, request.push.shards, payload, now, len(payload), actions)
-                else:
-                    entries = to_rows(request.push.shards)
-                    for entry, piece in zip(entries, split(payload, entries), strict=True):
-                        actions += job.contribute(rank, entry, piece, now, len(payload))
-                perform(actions)
-            case "pull":
-                for entry in to_rows(request.pull.shards):
-                    perform(job.contribute(rank, entry, None, now))
-            case "declare":
-                for key in request.declare.keys:
-                    perform(job.declare(rank, key, now))
-            case "restore":
-                entries = to_rows(request.restore.shards)
-                for entry, piece in zip(entries, split(payload, entries), strict=True):
-                    perform(job.restore(rank, entry, piece))
-            case "abort":
-                perform(job.abort(rank, request.abort))
-            case "goodbye":
-                if request.goodbye.HasField("fault"):
-                    perform(job.leave_early(rank, request.goodbye, now))
-                elif request.goodbye.ranks:
-                    perform(job.leave_partly(rank, request.goodbye.ranks))
-                else:
-                    perform(job.leave(rank, now))
-            case "synced":
-                perform(job.synced(rank, request.synced.number, now))
-            case "losses":
-                perform(job.learn_losses(rank, request.losses.losses, now))
-            case "admit":
-                perform(job.admit(rank, request.admit.admission, now))
-            case "candidates":
-                perform(job.wait_at(rank, request.candidates.candidates, now))
-            case "reach":
-                perform(job.reaches(rank, now, all_of_them=request.reach.all))
-            case "lacking":
-                for entry, lacks in zip(to_rows(request.lacking.shards), request.lacking.ranks, strict=True):
-                    job.lacking(rank, entry, lacks.ranks)
-            case kind:
-                raise AssertionError(f"rank {rank} sent {kind}")
 
     def _to_uplinks(self, job: Job, action: UplinkAction) -> None:
         assert isinstance(job, HostJob)
@@ -357,6 +334,21 @@ class AggregatorProcess:
 
     def _registry_of(self, job: Job) -> Registry:
         return self._relay_registry if job.forwards else self.registry
+
+
+def _handle(stream: Stream, received: Received) -> Coroutine[object, None, None]:
+    """Begin to handle a message."""
+    assert stream.receiver is not None
+    return stream.receiver.handle(received.message, cast(DataConnection, received) if stream.direct else None)
+
+
+def _ends(handling: Coroutine[object, None, None]) -> bool:
+    """Go on with the work on a message. Return whether it has ended; otherwise it waits for a payload."""
+    try:
+        handling.send(None)
+    except StopIteration:
+        return True
+    return False
 
 
 def _make_host_job(of_group: dict[str, Any], hello: pb.Hello, limits: Limits, **job: Any) -> HostJob:

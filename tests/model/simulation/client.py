@@ -4,8 +4,11 @@ import abc
 from collections.abc import Sequence
 from random import Random
 
+from psum.planes import InlineWorker, WorkerPlane
+from psum.planes.direct import DirectWorker
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import decode, encode
+from psum.wire import decode, encode, following_sizes
+from simulation.frames import as_message, as_payload
 from simulation.stream import Stream
 
 #: How long a client waits for the end of another process with its rank.
@@ -76,41 +79,51 @@ class Client(abc.ABC):
         connection.stream, connection.welcomed, connection.said_goodbye = stream, False, False
 
     def send(self, process: int, window: int, now: float) -> bool:
-        """Send the next message. Return False if there is none, or no stream can take it."""
+        """Send the next message or payload. Return False if there is none, or no stream can take it."""
         connection = self.to(process)
-        if connection.stream is None or not connection.welcomed or len(connection.stream.requests) >= window:
+        stream, index = connection.stream, self.connections.index(connection)
+        if stream is None or not connection.welcomed or len(stream.requests) >= window:
             return False
-        message = self.next_message(self.connections.index(connection), now)
+        if stream.to_aggregator:
+            stream.to_aggregator.go_on()
+            return True
+        message = self.next_message(index, now)
         if message is None:
             return False
-        if connection.stream.aggregator_open:
-            connection.stream.requests.append(message)
+        stream.to_aggregator.send(message, self.following(index))
         return True
 
     def receive(self, process: int, now: float, random: Random, duplicate_rate: float) -> bool:
-        """Receive the next message, or notice the end of the stream. Return False if there is neither."""
+        """Receive the next message or payload, or notice the end of the stream. Return False if there is neither."""
         connection = self.to(process)
-        if connection.stream is None:
+        stream = connection.stream
+        if stream is None:
             return False
-        if not connection.stream.responses:
-            if connection.stream.aggregator_open:
+        if not stream.responses:
+            if stream.aggregator_open:
                 return False
             self.lose(process)
             return True
-        data = connection.stream.responses.popleft()
+        stream.answer.append(stream.responses.popleft())
+        message, payload = decode(pb.ExchangeResponse, data := as_message(stream.answer[0]))
+        if len(stream.answer) <= len(sizes := following_sizes(message.result.shards)):
+            return True
+        following = list(map(as_payload, stream.answer[1:], sizes))
+        stream.answer.clear()
         if data == _FAREWELL:
             self.lose(process)
             connection.gone = True
             self.released(now)
             return True
-        message, _ = decode(pb.ExchangeResponse, data)
         index = self.connections.index(connection)
         if not connection.welcomed:
+            if message.HasField("welcome"):
+                self.use_plane(index, DirectWorker() if stream.direct else InlineWorker())
             self.answered(index, message, now)
             return True
         twice = message.WhichOneof("kind") in _REPEATABLE and duplicate_rate and random.random() < duplicate_rate
         for _ in range(2 if twice else 1):
-            self.handle(index, data, now)
+            self.handle(index, message, payload, following, now)
         if message.HasField("fault") and not message.fault.HasField("id"):
             # The process knows that the job has failed.
             self.lose(process)
@@ -145,8 +158,23 @@ class Client(abc.ABC):
         """Return the next message on a connection, None if nothing may be sent now."""
 
     @abc.abstractmethod
-    def handle(self, index: int, data: bytes, now: float) -> None:
-        """Handle a message on a connection."""
+    def following(self, index: int) -> Sequence[memoryview]:
+        """Return the payloads that must follow the last message on a connection."""
+
+    @abc.abstractmethod
+    def use_plane(self, index: int, plane: WorkerPlane) -> None:
+        """Use a plane for large payloads on a new stream."""
+
+    @abc.abstractmethod
+    def handle(
+        self,
+        index: int,
+        message: pb.ExchangeResponse,
+        payload: memoryview,
+        following: Sequence[memoryview],
+        now: float,
+    ) -> None:
+        """Handle a message on a connection, and the payloads that followed it."""
 
     @abc.abstractmethod
     def answered(self, index: int, message: pb.ExchangeResponse, now: float) -> None:

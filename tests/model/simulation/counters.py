@@ -6,11 +6,12 @@ from collections import Counter
 _LINES = {
     "histories": "histories",
     "relayed": "histories with relays",
+    "direct": "histories with payloads that follow their message",
     "levels": "histories with relays on two levels",
     "rounds": "rounds requested by every rank (some fail on purpose)",
     "deliveries": "results delivered to a rank and compared with the model",
     "failures": "operations that failed with an expected error",
-    "messages": "messages received",
+    "messages": "messages and payloads received",
     "ranks lost": "processes of elastic jobs that were lost",
     "members left": "members of elastic jobs that left before the others",
     "joins": "processes that joined an elastic job",

@@ -226,7 +226,8 @@ def _join_late(fleet: Fleet, random: Random) -> None:
             assert fleet.reserve(rank, key, 0)
         while fleet.reserved[rank]:
             fleet.start(rank, 0)
-    fleet.settle(random)
+    # A connection on which memory of a failed operation was still being sent has been closed.
+    fleet.settle(random, reconnect=True)
     if not any(fleet.plan.relay_of(rank) for rank in late):
         # A relay waits for the ranks of its group that are still there, before it asks for the others.
         assert not fleet.oracle.open, f"rank {late} joined late and waits for ranks that have left"

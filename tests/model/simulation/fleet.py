@@ -95,6 +95,8 @@ class Fleet:
         self.keep_aggregators = False
         """Whether aggregators are no longer killed. It is set when a process takes the rank of another one: if an
         aggregator ended then, the next aggregator process could not tell the new process of the rank from the old."""
+        self._dials = Random(plan.length)
+        """Decides which data connections can be opened."""
         for link in self.links:
             self.connect(*link)
 
@@ -197,7 +199,7 @@ class Fleet:
             return False
         if (number, index) in self.parted or not client.may_connect(index, self.now):
             return False
-        stream = Stream(number)
+        stream = Stream(number, direct=self._dials.random() < self.plan.direct)
         if not aggregator.accept(stream):
             return False
         client.connected(index, stream, self.now)

@@ -31,18 +31,23 @@ class History:
     steps: tuple[Step, ...]
 
     @classmethod
-    def draw(cls, seed: int, *, relayed: bool | None = None, elastic: bool = False) -> "History":
+    def draw(
+        cls, seed: int, *, relayed: bool | None = None, elastic: bool = False, direct: bool | None = None
+    ) -> "History":
         """Draw a random history.
 
         Args:
             seed: Determines the history.
             relayed: Whether it has relays; None: one of three has.
             elastic: Whether its job is elastic.
+            direct: Whether payloads follow their message, on data connections; None: in every second history.
         """
         random = Random(seed)
         plan = Plan.draw(random, relayed=seed % 3 == 0 if relayed is None else relayed)
         if elastic:
             plan = plan.as_elastic(random)
+        if seed % 2 if direct is None else direct:
+            plan = plan.as_direct(Random(seed))
         names = random.choices(list(plan.steps), list(plan.steps.values()), k=plan.length)
         if plan.ending is not Ending.ALL_LEAVE:
             first = plan.ending in (Ending.NO_KEPT_SUMS, Ending.LATE_JOIN)
@@ -96,6 +101,7 @@ def run(history: History, counters: Counters | None = None) -> None:
             raise Failure(history, kind, "\n".join(text)) from error
     counters["histories"] += 1
     counters["relayed"] += bool(history.plan.relays)
+    counters["direct"] += bool(history.plan.direct)
     counters["levels"] += any(relay.above is not None for relay in history.plan.relays)
     counters["rounds"] += sum(min(counts[: history.plan.workers]) for counts in fleet.counts.values())
     counters["deliveries"] += fleet.oracle.deliveries

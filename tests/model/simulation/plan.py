@@ -87,6 +87,7 @@ class Plan:
         elastic: Whether the job is elastic.
         spares: Number of further ranks that may join an elastic job.
         relay_patience: How many times as long as that of a worker the place of a relay is kept.
+        direct: Probability that a stream has a data connection, where large payloads follow their message.
     """
 
     workers: int
@@ -107,6 +108,7 @@ class Plan:
     elastic: bool = False
     spares: int = 0
     relay_patience: int = 1
+    direct: float = 0.0
 
     @property
     def ranks(self) -> int:
@@ -129,6 +131,22 @@ class Plan:
             ending=Ending.ALL_LEAVE,
             elastic=True,
         )
+
+    def as_direct(self, random: Random) -> "Plan":
+        """Return the same plan with data connections. Most payloads follow their message, and several at a time."""
+        return dataclasses.replace(
+            self,
+            direct=random.choice((0.5, 0.9, 1.0, 1.0)),
+            partition_bytes=16 if self.partition_bytes == 64 else self.partition_bytes,
+            inline_bytes=random.choice((0, 8, 16)),
+            credit_bytes=random.choice((32, 100, 1 << 24)),
+            window=random.choice((1, 1, 3, 1000)),
+        )
+
+    @property
+    def small_bytes(self) -> int:
+        """Smaller contributions are sent together."""
+        return min(self.batch_bytes, self.inline_bytes) if self.direct else self.batch_bytes
 
     @classmethod
     def draw(cls, random: Random, *, relayed: bool) -> "Plan":

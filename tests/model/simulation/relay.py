@@ -5,6 +5,7 @@ from random import Random
 
 from psum.aggregator.core.actions import Action, LeaveUplinks, PartUplinks, ReopenUplinks, UplinkAction
 from psum.aggregator.relay.core.host_job import HostJob
+from psum.planes import WorkerPlane
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import encode
 from psum.wire.errors import FaultError, TakenError
@@ -113,8 +114,21 @@ class Uplinks(Client):
             return encode(pb.ExchangeRequest(goodbye=pb.Goodbye()))
         return message
 
-    def handle(self, index: int, data: bytes, now: float) -> None:
-        self.job.uplink.receive(index, data, now)
+    def following(self, index: int) -> Sequence[memoryview]:
+        return self.job.uplink.following(index)
+
+    def use_plane(self, index: int, plane: WorkerPlane) -> None:
+        self.job.uplink.use_plane(index, plane)
+
+    def handle(
+        self,
+        index: int,
+        message: pb.ExchangeResponse,
+        payload: memoryview,
+        following: Sequence[memoryview],
+        now: float,
+    ) -> None:
+        self.job.uplink.handle(index, message, payload, following, now)
         self._perform_actions(self.job, self.job.heard(now))
 
     def answered(self, index: int, message: pb.ExchangeResponse, now: float) -> None:

@@ -13,8 +13,11 @@ def sizes_of(plan: Plan) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for module in ("aggregator.service.send_queue", "client.core.scheduler"):
             stack.enter_context(mock.patch(f"psum.{module}.BATCH_BYTES", plan.batch_bytes))
-        for limit in ("kept_sums.KEPT_VIEW_BYTES", "key_rounds.LARGE_PAYLOAD_BYTES"):
-            stack.enter_context(mock.patch(f"psum.client.core.{limit}", plan.batch_bytes))
+        stack.enter_context(mock.patch("psum.client.core.kept_sums.KEPT_VIEW_BYTES", plan.batch_bytes))
+        stack.enter_context(mock.patch("psum.client.core.key_rounds.LARGE_PAYLOAD_BYTES", plan.small_bytes))
+        stack.enter_context(mock.patch("psum.planes.inline.InlineWorker.batch_bytes", plan.batch_bytes))
+        if plan.direct:
+            stack.enter_context(mock.patch("psum.client.core.send_window.LARGE_PAYLOAD_BYTES", plan.inline_bytes))
         stack.enter_context(mock.patch("psum.aggregator.core.small_rounds.MOST_BYTES", plan.batch_bytes))
         for module in ("core.layouts", "service.delivery", "service.summation"):
             stack.enter_context(mock.patch(f"psum.aggregator.{module}.LARGE_PAYLOAD_BYTES", plan.inline_bytes))

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import deque
+from collections.abc import Sequence
 
 from psum.client import (
     ElementType,
@@ -14,6 +15,7 @@ from psum.client import (
 )
 from psum.client.core.recorder import Recorder
 from psum.client.core.session import Session
+from psum.planes import WorkerPlane
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import PLACEMENT_BY_ROLES, PLACEMENT_BY_WEIGHTS, PROTOCOL_VERSION, encode
 from simulation.client import RANK_TIMEOUT_SECONDS, Client, Connection
@@ -186,8 +188,21 @@ class WorkerProcess(Client):
             return encode(pb.ExchangeRequest(goodbye=pb.Goodbye()))
         return message
 
-    def handle(self, index: int, data: bytes, now: float) -> None:
-        self.session.receive(index, data, now)
+    def following(self, index: int) -> Sequence[memoryview]:
+        return self.session.following(index)
+
+    def use_plane(self, index: int, plane: WorkerPlane) -> None:
+        self.session.use_plane(index, plane)
+
+    def handle(
+        self,
+        index: int,
+        message: pb.ExchangeResponse,
+        payload: memoryview,
+        following: Sequence[memoryview],
+        now: float,
+    ) -> None:
+        self.session.handle(index, message, payload, following, now)
         self.report()
 
     def expire(self, seconds: float, now: float) -> None:
@@ -196,7 +211,11 @@ class WorkerProcess(Client):
         self.report()
 
     def report(self) -> None:
-        """Report ended operations to the program."""
+        """Report ended operations to the program, whose memory is no longer sent from then on."""
+        for index in self.session.take_recalled():
+            connection = self.connections[index]
+            if connection.stream is not None and connection.stream.to_aggregator:
+                self.lose(connection.process)
         finished = list(self.session.finished)
         self.session.finished.clear()
         for ticket, error in finished:

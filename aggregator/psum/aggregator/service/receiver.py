@@ -80,7 +80,7 @@ class Receiver:
                 return
             # What comes after the last message to the worker is ignored.
             if not self._connection.closing:
-                await self._handle(data, None)
+                await self.handle(data, None)
 
     async def _receive_on_data_connection(self) -> None:
         data_connection = await self._connection.offered()
@@ -97,7 +97,7 @@ class Receiver:
             if self._connection.closing:
                 await data_connection.discard()
                 return
-            await self._handle(data, data_connection)
+            await self.handle(data, data_connection)
             await self._make_room()
             data = await data_connection.receive()
 
@@ -117,8 +117,18 @@ class Receiver:
             _log.debug("job %s: rank %d does not use its data connection: %s", self._job.name, self._rank, error)
             return None
 
-    async def _handle(self, data: bytes | memoryview, data_connection: DataConnection | None) -> None:
-        """Handles one message, which came on the data connection or else on the stream."""
+    async def handle(self, data: bytes | memoryview, data_connection: DataConnection | None) -> None:
+        """Handles one message, and the payloads that follow it.
+
+        Args:
+            data: The message.
+            data_connection: Where it came, and payloads may follow; None: on the stream.
+
+        Raises:
+            ProtocolError: The worker did not keep to the protocol.
+            FaultError: The worker must not go on.
+            ConnectionResetError: The data connection broke.
+        """
         job, rank, connection = self._job, self._rank, self._connection
         worker = job.workers[rank]
         now = worker.last_heard = self._clock()

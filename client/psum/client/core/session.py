@@ -221,7 +221,7 @@ class Session:
             agreement.hold(ticket, now, self.beside, is_member=self.is_member)
 
     def following(self, aggregator: int) -> list[memoryview]:
-        """The payloads that must follow the last message to an aggregator on its data connection; once each."""
+        """The payloads that must follow the last message to an aggregator on the data connection; given once."""
         return self._windows[aggregator].take_following()
 
     def next_message(self, aggregator: int) -> bytes | None:

@@ -26,7 +26,7 @@ class Party(Protocol):
         """The next message to an aggregator, None if nothing may be sent now."""
 
     def following(self, aggregator: int) -> list[memoryview]:
-        """The payloads that must follow the last message to an aggregator on its data connection; once each."""
+        """The payloads that must follow the last message to an aggregator on the data connection; given once."""
 
     def handle(
         self,
