@@ -10,8 +10,8 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from psum.aggregator.access.handshakes import Handshakes
-from psum.aggregator.core.credit import CREDIT_HOLD_SECONDS
 from psum.aggregator.core.job import Job
+from psum.aggregator.core.small_rounds import MESSAGE_HOLD_SECONDS
 from psum.aggregator.service import stream
 from psum.aggregator.service.data_port import DataPort
 from psum.aggregator.service.service import Service
@@ -186,7 +186,7 @@ class AggregatorTarget:
         async with asyncio.timeout(PATIENCE_SECONDS):
             await self._pool_idle()
             # Until then, contributions may be views of their message.
-            self._pass_time(2 * CREDIT_HOLD_SECONDS)
+            self._pass_time(2 * MESSAGE_HOLD_SECONDS)
             for job in self._service.registries.jobs():
                 job.check()
                 check_held(job)
@@ -311,15 +311,20 @@ class AggregatorTarget:
 def check_held(job: Job) -> None:
     """Check that contributions that have waited for a while do not keep much larger messages in memory.
 
+    What waits is at least half of a message's payload, and the payload at least half of the message.
+
     Raises:
         ViolationError: They do.
     """
+    kept: dict[int, tuple[memoryview, int]] = {}
     for key in job.keys.values():
         for shard in key.shards.values():
-            for kept in shard.contributions.values():
-                message = memoryview(kept.obj)
-                if message.nbytes > 2 * kept.nbytes:
-                    raise ViolationError(f"{kept.nbytes} bytes of {key!r} keep a message of {message.nbytes} alive")
+            for contribution in shard.contributions.values():
+                message, size = kept.get(id(contribution.obj), (memoryview(contribution.obj), 0))
+                kept[id(contribution.obj)] = message, size + contribution.nbytes
+    for message, size in kept.values():
+        if message.nbytes > 4 * size:
+            raise ViolationError(f"{size} bytes of contributions keep a message of {message.nbytes} alive")
 
 
 class Clock:
