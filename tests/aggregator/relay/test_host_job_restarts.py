@@ -4,7 +4,7 @@ import pytest
 
 from psum.aggregator.core.actions import ReopenUplinks
 from psum.v1 import aggregator_pb2 as pb
-from psum.wire import ShardRound, to_columns
+from psum.wire import ShardRound, to_columns, to_rows
 from psum.wire.errors import WorkerLostError
 from tests.aggregator.relay.hosts import SUM, Hosts, two_hosts
 from tests.aggregator.relay.pure import Process, Uplinks, hello, key, push
@@ -92,6 +92,54 @@ def test_relay_and_owner_killed_together_ask_a_rank(hosts: Hosts) -> None:
     hosts.relay(0).say(asked[0], restore=pb.Restore(shards=columns), payload=SUM)
     hosts.settle()
     assert [worker.results() for worker in hosts.workers[2:]] == [[SUM], [SUM]]
+
+
+@pytest.mark.parametrize("elastic", [None, pb.Elastic(min=1, max=4)], ids=["fixed", "elastic"])
+def test_a_sum_that_came_back_before_the_whole_group_is_kept_for_an_owner(elastic: pb.Elastic | None) -> None:
+    """Relay and owner were started again. One rank gives its sum back to another one before the third rank is here, and
+    so before the owner hears of the key. The owner's own workers need that sum too: nobody in the group might begin the
+    next round before they have it."""
+    owner, relay = Process(100), Process(1)
+    far = owner.join(hello(3, group=0, elastic=elastic, resuming=True))
+    owner.say(far, declare=pb.Declare(keys=[key(0)]))
+    owner.say(far, **push(bytes([8] * 4)))
+    has, lacks = [relay.join(hello(rank, group=3, elastic=elastic, resuming=True)) for rank in (0, 1)]
+    uplinks = Uplinks(relay, has.job, [owner])
+    relay.say(lacks, declare=pb.Declare(keys=[key(0)]))
+    relay.say(has, declare=pb.Declare(keys=[key(0, round=1)]))
+    relay.say(lacks, **push(bytes([2] * 4)))
+    assert "want" in has.kinds()
+    row = ShardRound(7, 0, 0, length=4, contributors=3 if elastic else 0)
+    relay.say(has, restore=pb.Restore(shards=to_columns([row])), payload=SUM)
+    assert lacks.results() == [SUM]
+    uplinks.job.check()
+    late = relay.join(hello(2, group=3, elastic=elastic, resuming=True))
+    uplinks.run()
+    relay.say(late, declare=pb.Declare(keys=[key(0, round=1)]))
+    uplinks.run()
+    [(response, payload)] = [each for each in far.received() if each[0].HasField("result")]
+    [result] = to_rows(response.result.shards)
+    assert (result.round, bytes(payload), result.contributors) == (0, SUM, row.contributors)
+    uplinks.job.check()
+
+
+def test_a_sum_that_came_back_before_the_whole_group_is_let_go_if_a_rank_is_further() -> None:
+    """Such ranks show that the sum is not the last one. The owner gets that of the round before its own."""
+    owner, relay = Process(100), Process(1)
+    first, second = [relay.join(hello(rank, group=3, resuming=True)) for rank in (0, 1)]
+    uplinks = Uplinks(relay, first.job, [owner])
+    relay.say(first, declare=pb.Declare(keys=[key(0, round=1)]))
+    relay.say(first, restore=pb.Restore(shards=to_columns([ShardRound(7, 0, 0, length=4)])), payload=b"old!")
+    relay.say(second, declare=pb.Declare(keys=[key(0, round=2)]))
+    late = relay.join(hello(2, group=3, resuming=True))
+    relay.say(late, declare=pb.Declare(keys=[key(0, round=2)]))
+    uplinks.run()
+    far = owner.join(hello(3, group=0, resuming=True))
+    owner.say(far, declare=pb.Declare(keys=[key(0, round=1)]))
+    owner.say(far, **push(bytes([8] * 4), round=1))
+    uplinks.run()
+    assert far.results() == []
+    assert "want" in late.kinds()
 
 
 def test_an_owner_that_was_started_again_is_told_of_a_key_that_had_failed(hosts: Hosts) -> None:

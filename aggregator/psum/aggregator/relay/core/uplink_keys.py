@@ -69,6 +69,7 @@ class UplinkKeys:
         """Declares a key to its owners. All members of the group have declared it, so the group's rounds are known."""
         forwarded.declared = True
         forwarded.rounds = {index: shard.round for index, shard in forwarded.key.shards.items()}
+        self.wanted.declared(forwarded)
         self._declare(forwarded)
 
     def take_back(self, forwarded: ForwardedKey) -> bool:

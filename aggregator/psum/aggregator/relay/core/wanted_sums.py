@@ -26,6 +26,8 @@ class WantedSums:
     ) -> None:
         self._rows: dict[tuple[int, int], ShardRound] = {}
         """By (key's id, shard)."""
+        self._early: dict[tuple[int, int], tuple[ShardRound, bytes]] = {}
+        """The sums of keys that the owners are not told of yet, by (key's id, shard)."""
         self._keys = keys
         self._windows = windows
         self._counters = counters
@@ -54,6 +56,9 @@ class WantedSums:
     def give_back(self, key_id: int, index: int, round: int, total: memoryview, contributors: int = 0) -> None:
         """Takes the sum of a round from a rank of the group, for an owner that may ask for it or has asked.
 
+        The group may have asked for it itself before all its ranks were back. Then no owner knows of the key, and the
+        rank is not asked again: the sum is kept until the owners are told.
+
         Args:
             key_id: The key's id.
             index: The shard's number within it.
@@ -62,26 +67,35 @@ class WantedSums:
             contributors: In an elastic job, how many ranks it counts; 0: the nominal number.
         """
         forwarded = self._keys.get(key_id)
-        if (
-            forwarded is None
-            or forwarded.failed
-            or forwarded.rounds.get(index) != round + 1
-            or index in forwarded.sums
-            or len(total) != forwarded.key.sizes[index]
-        ):
+        if forwarded is None or forwarded.failed or len(total) != forwarded.key.sizes.get(index):
+            return
+        if not forwarded.declared:
+            early = ShardRound(key_id, index, round, length=len(total), contributors=contributors)
+            self._early[key_id, index] = early, bytes(total)
+            return
+        if forwarded.rounds[index] != round + 1 or index in forwarded.sums:
             return
         forwarded.sums[index] = bytes(total)
         forwarded.count(index, contributors)
         if (row := self._rows.pop((key_id, index), None)) is not None:
             self._restore(forwarded, row)
 
+    def declared(self, forwarded: ForwardedKey) -> None:
+        """Notes that the owners are told of a key, and at which round each shard is."""
+        for index in forwarded.rounds:
+            if (early := self._early.pop((forwarded.key.id, index), None)) is not None:
+                row, total = early
+                self.give_back(row.id, index, row.round, memoryview(total), row.contributors)
+
     def forget(self, key_id: int, index: int) -> None:
         """Notes that nobody wants the last sum of a shard any more."""
         self._rows.pop((key_id, index), None)
+        self._early.pop((key_id, index), None)
 
     def clear(self) -> None:
         """Forgets everything that was asked for."""
         self._rows.clear()
+        self._early.clear()
 
     def reopened(self, aggregator: int) -> None:
         """Notes that an owner has another stream, on which it asks again if it needs an answer still."""
@@ -93,6 +107,9 @@ class WantedSums:
         """Asserts the invariants; for tests."""
         for key_id, index in self._rows:
             assert index not in self._keys[key_id].sums
+        for key_id, _ in self._early:
+            assert not self._keys[key_id].declared
+            assert not self._keys[key_id].failed
 
     def _restore(self, forwarded: ForwardedKey, row: ShardRound) -> None:
         total = forwarded.sums[row.shard]
