@@ -1,5 +1,7 @@
 """Processes and aggregators that are started again, in an elastic job that others have joined."""
 
+import pytest
+
 from psum.aggregator.core.actions import EndStreams
 from psum.aggregator.core.elastic_job import ElasticJob
 from psum.v1 import aggregator_pb2 as pb
@@ -124,3 +126,38 @@ def test_an_aggregator_that_drains_loses_nobody_by_time() -> None:
     admit(job, 0, admission(3, 0))
     assert told(tick(job, 100.0)) == []
     assert told(lost(job, 1)) == [([1], (2,))]
+
+
+def told_of_all(count: int) -> ElasticJob:
+    """An aggregator that was started again, to which so many of three ranks have come back, all of which had joined
+    later. Each says so of all of them."""
+    others = [admission(rank, 1) for rank in range(3)]
+    hellos = [
+        hello(rank, incarnation=NEW + rank, generation=1, resuming=True, elastic=ELASTIC, admissions=others)
+        for rank in range(count)
+    ]
+    job = ElasticJob(hellos[0], LIMITS)
+    for each in hellos:
+        assert job.join(each, f"peer {each.rank}", 0.0)[1] is None
+    return job
+
+
+@pytest.mark.parametrize(("back", "seconds"), [(2, 5), (1, 10)])
+def test_a_process_that_had_joined_later_has_as_long_to_come_back_as_any_other(back: int, seconds: float) -> None:
+    """How long that is depends on how many are missed, and not on how many had yet to come when the first one came."""
+    job = told_of_all(back)
+    missed, here = list(range(back, 3)), tuple(range(back))
+    assert told(tick(job, seconds - 0.1)) == []
+    assert [loss.reason for loss in job.members.due(seconds + 0.1)] == ["not back"] * len(missed)
+    assert told(tick(job, seconds + 0.1)) == [(missed, here)]
+
+
+def test_a_process_that_had_joined_later_is_lost_only_with_a_view_for_as_long_as_any_other() -> None:
+    """After a cut of the network it has as much time to come back as if the aggregator was started then."""
+    job = told_of_all(2)
+    for rank in range(2):
+        job.reaches(rank, 1.0, all_of_them=False)
+    assert told(tick(job, 30.0)) == []
+    job.reaches(0, 40.0, all_of_them=True)
+    assert told(tick(job, 44.9)) == []
+    assert told(tick(job, 45.1)) == [([2], (0, 1))]

@@ -117,9 +117,10 @@ class ElasticMembership(RelayedMembership):
         """Notes that a member has told in its hello of an admission that is not known here.
 
         This aggregator was started again. So the process may be a member as any other, and has as long to come back.
+        How long that is depends on how many others are missed by then.
         """
         if rank in self._deadlines:
-            self._deadlines[rank] = max(self._deadlines[rank], now + self._back_within)
+            self._told_back[rank] = now
 
     def await_newcomer(
         self, rank: int, now: float, *, here: bool, relayed: bool = False, cut_off: bool = False
@@ -139,6 +140,7 @@ class ElasticMembership(RelayedMembership):
         gone_for = self.worker_timeout if relayed else self._closed_timeout
         if cut_off:
             gone_for = self._relay_timeout
+        self._told_back.pop(rank, None)
         self._deadlines[rank] = now + (self._round_timeout if here else gone_for)
 
     def welcome(self, hello: pb.Hello, peer: str, now: float) -> Worker:
@@ -309,11 +311,16 @@ class ElasticMembership(RelayedMembership):
         patience = self._back_within
         for rank in self.roster.not_joined():
             deadline, generation = self._deadlines.get(rank), self.generation(rank)
-            if deadline is not None:
-                if now > deadline and self._may_lose_absent(self._closed_timeout, now):
+            admitted = deadline is not None
+            if deadline is not None and now <= deadline:
+                continue
+            seen = self._may_lose_absent if admitted else view.held_longer
+            since = self._told_back.get(rank) if admitted else self._resumed_at
+            if since is None:
+                if admitted and seen(self._closed_timeout, now):
                     text = elastic_texts.not_come(self.admissions[rank])
                     yield Loss(rank, text, now, generation=generation, reason="not come")
-            elif self._resumed_at is not None and now - self._resumed_at > patience and view.held_longer(patience, now):
+            elif now - since > patience and seen(patience, now):
                 text = elastic_texts.not_back(patience, here)
                 yield Loss(rank, text, now, generation=generation, reason="not back")
 
@@ -354,6 +361,8 @@ class ElasticMembership(RelayedMembership):
                 worker.last_heard = min(now, worker.last_heard + paused)
         for rank in self._deadlines:
             self._deadlines[rank] += paused
+        for rank in self._told_back:
+            self._told_back[rank] = min(now, self._told_back[rank] + paused)
         if self._resumed_at is not None:
             self._resumed_at = min(now, self._resumed_at + paused)
         self._view.leave_out(paused, now)

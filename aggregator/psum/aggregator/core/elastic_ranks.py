@@ -38,6 +38,8 @@ class ElasticRanks(Membership):
         """The last admission of each rank that has one."""
         self._deadlines: dict[int, float] = {}
         """When ranks are lost that were admitted and whose processes are not here."""
+        self._told_back: dict[int, float] = {}
+        """Since when this process, which was started again, knows of some of these: members have told in a hello."""
         self._replaced: dict[int, str] = {}
         """Ranks for which another process has come, or whose relay goes on without them, and why they are lost."""
         self._decided: set[int] = set()
@@ -118,6 +120,7 @@ class ElasticRanks(Membership):
         self.roster.expect(rank)
         self._decided.discard(rank)
         self._deadlines[rank] = deadline
+        self._told_back.pop(rank, None)
         if member is None or member == rank:
             self.workers.pop(rank, None)
             self.departed.discard(rank)
