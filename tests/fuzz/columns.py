@@ -14,9 +14,14 @@ def value(column: list[int], number: int) -> int:
 
 
 def well_formed(shards: pb.ShardRounds) -> bool:
-    """Return whether every column has as many values as there are ids, or one, or none, or two for more ids."""
+    """Return whether every column has as many values as there are ids, or one, or none, or two for more ids, and no
+    shard has bytes both in the payload and elsewhere."""
     columns: list[list[int]] = [list(column) for _, column in shards.ListFields()]
-    return all(len(column) in (0, 1, len(shards.ids)) or len(column) == 2 < len(shards.ids) for column in columns)
+    count = len(shards.ids)
+    if not all(len(column) in (0, 1, count) or len(column) == 2 < count for column in columns):
+        return False
+    lengths, placed = list(shards.lengths), list(shards.placed)
+    return not any(value(lengths, number) and value(placed, number) for number in range(count))
 
 
 def lengths_of(shards: pb.ShardRounds) -> list[int]:

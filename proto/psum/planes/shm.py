@@ -144,10 +144,10 @@ class ShmAggregator(AggregatorPlane):
         memory, start = self._staging, row.offset - size
         if start < 0:
             memory, start = self._segment.view, row.offset
-        if start + row.outside_size > len(memory) or row.length:
+        if start + row.outside_size > len(memory):
             raise ProtocolError(
-                f"a shard of {row.outside_size} bytes at {row.offset} of shared memory, and {row.length} in the"
-                f" message; this worker shares {size + len(self._staging)} bytes"
+                f"a shard of {row.outside_size} bytes at {row.offset} of shared memory; this worker shares"
+                f" {size + len(self._staging)} bytes"
             )
         return memory[start : start + row.outside_size]
 

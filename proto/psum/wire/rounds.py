@@ -44,6 +44,8 @@ class ShardRound(NamedTuple):
 
 # The names on the wire, in the order of the row's fields.
 _COLUMNS: Final = ("ids", "shards", "rounds", "priorities", "lengths", "places", "placed", "timed", "contributors")
+_LENGTHS: Final = _COLUMNS.index("lengths")
+_PLACED: Final = _COLUMNS.index("placed")
 
 # Does the same as NamedTuple's _make, but runs in C.
 _row = partial(tuple.__new__, ShardRound)
@@ -93,7 +95,8 @@ def read_columns(columns: pb.ShardRounds, most: int | None = None) -> tuple[list
         most: The most rows that are allowed, None for no limit.
 
     Raises:
-        ProtocolError: There are too many rows, or a column's length is neither that of the ids nor 0, 1 or 2.
+        ProtocolError: There are too many rows, a column's length is neither that of the ids nor 0, 1 or 2, or the
+            payload of a shard is said to be both in the message and outside of it.
     """
     count = len(columns.ids)
     if most is not None and count > most:
@@ -104,7 +107,29 @@ def read_columns(columns: pb.ShardRounds, most: int | None = None) -> tuple[list
         if (length := len(column)) > 1 and length != count and not length == 2 < count:
             raise ProtocolError(f"{length} {name} for {count} ids; expected the same number, two, one, or none")
         values.append(column)
+    # Most messages have no payload outside.
+    if values[_PLACED] and values[_LENGTHS]:
+        _check_places(values)
     return tuple(values)
+
+
+def _check_places(values: Sequence[Sequence[int]]) -> None:
+    """Check that the payload of each shard is in one place. Otherwise each side might take another one of the two, and
+    a payload that nobody takes would be taken for that of the next shard.
+
+    Raises:
+        ProtocolError: It is not.
+    """
+    count = len(values[0])
+    both = list(map(min, spread(values[_LENGTHS], count), spread(values[_PLACED], count)))
+    if not any(both):
+        return
+    number = next(number for number, size in enumerate(both) if size)
+    row = _row([list(spread(column, count))[number] for column in values])
+    raise ProtocolError(
+        f"shard {row.shard} of key {row.id:#x}, round {row.round}, has {row.length} bytes in the message and"
+        f" {row.outside_size} outside of it; expected all of them in one place"
+    )
 
 
 def spread(column: Sequence[int], count: int) -> Iterable[int]:
@@ -124,7 +149,7 @@ def to_rows(columns: pb.ShardRounds, most: int | None = None) -> list[ShardRound
         most: The most rows that are allowed, None for no limit.
 
     Raises:
-        ProtocolError: There are too many rows, or a column's length is neither that of the ids nor 0, 1 or 2.
+        ProtocolError: As for `read_columns`.
     """
     values = read_columns(columns, most)
     count = len(values[0])
@@ -135,7 +160,7 @@ def following_sizes(columns: pb.ShardRounds) -> list[int]:
     """Return the sizes of the payloads that follow a message on the data connection, in their order.
 
     Raises:
-        ProtocolError: As for `to_rows`.
+        ProtocolError: As for `read_columns`.
     """
     # Most messages have none.
     if not columns.placed:

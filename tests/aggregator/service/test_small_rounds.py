@@ -239,6 +239,17 @@ def test_what_is_taken_together_leads_to_the_same(seed: int) -> None:
     assert plain.job.rounds.completed > 20
 
 
+def test_a_contribution_that_is_said_to_be_in_two_places_changes_nothing() -> None:
+    """The message is refused as a whole, and names the key."""
+    aggregator = Aggregator(together=True)
+    aggregator.declare(0)
+    before = aggregator.state()
+    rows = [ShardRound(1, length=12), ShardRound(3, length=8, outside_size=8)]
+    wrong = aggregator.handle(0, encode(pb.ExchangeRequest(push=pb.Push(shards=to_columns(rows))), bytes(20)))
+    assert wrong.startswith("shard 0 of key 0x3, round 0, has 8 bytes in the message and 8 outside of it")
+    assert aggregator.state() == before
+
+
 @pytest.mark.parametrize("happens", ["leave", "fail"])
 def test_what_happens_between_two_messages_is_seen_by_the_second(happens: str) -> None:
     """After a rank has left, or the job has failed, the other ranks hear of it in both ways."""

@@ -190,3 +190,21 @@ def test_a_payload_that_follows_for_nobody_is_not_taken_for_another_sum() -> Non
     receive(first)
     receive(first, second)
     assert worker.outs["d"][0][: 2 * elements].tolist() == elements * [5] + elements * [6]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_sum_that_is_said_to_be_in_two_places_changes_nothing(together: bool) -> None:
+    """Only a faulty aggregator sends it. The sum that follows must not be taken for that of the next shard."""
+    worker = Worker(together=together)
+    worker.session.use_plane(0, DirectWorker())
+    worker.push_pull("a", Operation.SUM, 1)
+    worker.push_pull("b", Operation.SUM, 1)
+    worker.send()
+    both, other = sorted((row._replace(priority=0) for row in worker.sent), key=lambda row: row.length)
+    rows = [both._replace(outside_size=4), other._replace(length=0, outside_size=other.length)]
+    before = worker.state()
+    result = pb.ExchangeResponse(result=pb.Result(shards=to_columns(rows)))
+    following = [memoryview(bytes([value] * row.outside_size)) for value, row in enumerate(rows, 5)]
+    with pytest.raises(ProtocolError, match="has 4 bytes in the message and 4 outside of it"):
+        worker.session.handle(0, result, memoryview(bytes(4)), following, 2.0)
+    assert worker.state() == before
