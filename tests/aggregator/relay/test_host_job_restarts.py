@@ -94,6 +94,26 @@ def test_relay_and_owner_killed_together_ask_a_rank(hosts: Hosts) -> None:
     assert [worker.results() for worker in hosts.workers[2:]] == [[SUM], [SUM]]
 
 
+def test_another_rank_is_asked_if_the_last_one_that_had_the_sum_has_left(hosts: Hosts) -> None:
+    """The relay was started again, and then a rank left while another one that has the sum stays. The owner is started
+    again after that."""
+    late = without_result(hosts)
+    hosts.restart_relay(0, 1, 1)
+    relay, [stays, leaves] = hosts.relay(0), hosts.workers[:2]
+    relay.say(leaves, goodbye=pb.Goodbye())
+    [number] = [message.sync.number for message, _ in stays.received() if message.HasField("sync")]
+    relay.say(stays, synced=pb.Synced(number=number))
+    relay.tick(0.1)
+    assert "farewell" in leaves.kinds()
+    relay.runner.perform(leaves.job, leaves.job.lost(leaves.rank, relay.now, closed=True))
+    hosts.uplinks.append(late)
+    hosts.restart_owner()
+    assert "want" in stays.kinds()
+    relay.say(stays, restore=pb.Restore(shards=to_columns([ShardRound(7, 0, 0, length=4)])), payload=SUM)
+    hosts.settle()
+    assert [worker.results() for worker in hosts.workers[2:]] == [[SUM], [SUM]]
+
+
 @pytest.mark.parametrize("elastic", [None, pb.Elastic(min=1, max=4)], ids=["fixed", "elastic"])
 def test_a_sum_that_came_back_before_the_whole_group_is_kept_for_an_owner(elastic: pb.Elastic | None) -> None:
     """Relay and owner were started again. One rank gives its sum back to another one before the third rank is here, and

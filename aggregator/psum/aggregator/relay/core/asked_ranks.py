@@ -30,13 +30,14 @@ class AskedRanks:
         for row in self._wanted:
             which = row.id, row.shard
             asked = self._asked.get(which)
-            if asked is not None and asked[1] == row.round and self._workers[asked[0]].connected:
+            if asked is not None and asked[1] == row.round and self._can_answer(asked[0]):
                 continue
             shard = self._keys[row.id].shards[row.shard]
             lacking = shard.ranks_lacking_result
-            # All ranks that have begun the next round have the sum. Before that, the shard knows who does.
-            there = [shard.holder, *shard.contributions]
-            holders = [m for m in there if m is not None and m not in lacking and self._workers[m].connected]
+            # All ranks that have begun the next round have the sum. Before that, the shard knows who does. The latest
+            # may have left while others stay.
+            there = [*reversed(shard.holders), *shard.contributions]
+            holders = [member for member in there if member not in lacking and self._can_answer(member)]
             if shard.round == row.round + 1 and holders:
                 self._asked[which] = holders[0], row.round
                 actions.append(Ask(holders[0], ((*which, row.round),)))
@@ -53,3 +54,8 @@ class AskedRanks:
     def clear(self) -> None:
         """Forgets all: the keys are forgotten, or have failed."""
         self._asked.clear()
+
+    def _can_answer(self, member: int) -> bool:
+        """Whether a member is here. One that has said goodbye still gives back what is needed until it is released."""
+        worker = self._workers.get(member)
+        return worker is not None and worker.connected
