@@ -3,20 +3,19 @@
 import asyncio
 import gc
 import socket
-import struct
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from unittest import mock
 
 import pytest
-import uvloop
 from hypothesis import given
 from hypothesis import strategies as some
 
-from psum.planes import SECRET_BYTES, DataConnection, data_connection
+from psum.planes import SECRET_BYTES, DataConnection
 from psum.wire.errors import ProtocolError
-from tests.fuzz.data_connection import attached, run_without_waiting
+from tests.fuzz.data_connection import attached
 from tests.scarcity import descriptors_left
 
 SIZES = [1, 4, 5, 6, 4090, 4096, 65_536, 3_000_000, 1, 5_000_000]
@@ -112,47 +111,6 @@ async def test_a_receiver_that_takes_nothing_stops_the_sender() -> None:
         await many
 
 
-def test_answers_go_out_before_further_messages_are_handled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages that are here already may take long. Without a turn, another task could not send before the last one."""
-    monkeypatch.setattr(data_connection, "_TURN_SECONDS", 0.0)
-    count = 5
-
-    async def talk() -> None:
-        loop = asyncio.get_running_loop()
-        made: asyncio.Future[DataConnection] = loop.create_future()
-
-        def make() -> DataConnection:
-            made.set_result(DataConnection(1 << 20, keepalive=5))
-            return made.result()
-
-        server = await loop.create_server(make, "127.0.0.1", 0)
-        handled = asyncio.Queue[bytes]()
-
-        async def answer() -> None:
-            while True:
-                await here.send(await handled.get())
-
-        try:
-            with socket.create_connection(server.sockets[0].getsockname()) as peer:
-                peer.setblocking(False)
-                peer.sendall(b"".join(struct.pack("<cI", b"m", 1) + bytes([number]) for number in range(count)))
-                here = await made
-                while here._waiting_bytes < count:  # noqa: ASYNC110
-                    await asyncio.sleep(0)
-                answering = loop.create_task(answer())
-                for number in range(count):
-                    message = bytes(await here.receive())
-                    if number:
-                        assert peer.recv(100) == struct.pack("<cI", b"m", 1) + bytes([number - 1])
-                    handled.put_nowait(message)
-                answering.cancel()
-        finally:
-            here.close()
-            server.close()
-
-    uvloop.run(asyncio.wait_for(talk(), 20))
-
-
 async def test_what_was_not_announced_is_an_error() -> None:
     """A payload of another size is refused; so is a payload instead of a message, and the reverse."""
     async with connected() as (one, other):
@@ -198,8 +156,15 @@ def written(frames: list[tuple[bytes, list[bytes]]]) -> bytes:
     sender = DataConnection(1, keepalive=5)
     transport = attached(sender)
     for message, payloads in frames:
-        run_without_waiting(sender.send(message, [memoryview(payload) for payload in payloads]))
+        assert_ends(sender.send(message, [memoryview(payload) for payload in payloads]))
     return b"".join(call.args[0] for call in transport.write.call_args_list)
+
+
+def assert_ends(coroutine: Any) -> Any:
+    """Runs a coroutine that does not wait."""
+    with pytest.raises(StopIteration) as end:
+        coroutine.send(None)
+    return end.value.value
 
 
 Bytes = some.binary(min_size=1, max_size=9000)
@@ -214,9 +179,9 @@ def test_it_does_not_matter_how_the_network_cuts(frames: list[tuple[bytes, list[
     connection = DataConnection(1 << 30, lambda shown: shown == secret, keepalive=5)
     transport = fed(connection, secret + written(frames), cuts)
     for message, payloads in frames:
-        assert run_without_waiting(connection.receive()) == message
+        assert assert_ends(connection.receive()) == message
         for payload in payloads:
-            assert run_without_waiting(connection.receive_payload(len(payload))) == payload
+            assert assert_ends(connection.receive_payload(len(payload))) == payload
     assert not transport.abort.called
 
 
@@ -236,7 +201,7 @@ def test_bytes_that_are_no_frame_end_it(data: bytes, cuts: list[int]) -> None:
     transport = fed(connection, b"x" + data, cuts)
     assert transport.abort.called
     with pytest.raises(ProtocolError, match="which psum does not know"):
-        run_without_waiting(connection.receive())
+        connection.receive().send(None)
 
 
 @pytest.mark.parametrize("header", [b"m\0\0\0\0", b"p\0\0\0\0", b"p\x01\0\0\x04", b"m\x01\0\0\x05"])

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import socket
 import struct
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, cast
@@ -39,9 +38,6 @@ _SHORT_WAY_SECONDS: Final = 0.002
 #: How much is read while the length of the next frame is not known: enough for several messages, but little of a
 #: payload, because that part of it is copied.
 _STAGE_BYTES: Final = 4 << 10
-
-#: How long messages may be handled without a pause until other tasks get their turn.
-_TURN_SECONDS: Final = 0.0005
 
 
 class DataConnection(asyncio.BufferedProtocol):
@@ -89,8 +85,6 @@ class DataConnection(asyncio.BufferedProtocol):
         self._arrived = asyncio.Event()
         self._writable = asyncio.Event()
         self._writable.set()
-        self._turn_began = time.monotonic()
-        """When the task that receives here last let others run."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do not derive from asyncio's.
@@ -148,16 +142,10 @@ class DataConnection(asyncio.BufferedProtocol):
     async def receive(self) -> memoryview:
         """Waits for the next message.
 
-        If it is here already, the other tasks may get their turn first. Otherwise they could not send what follows from
-        the messages before it until the last one is handled.
-
         Raises:
             ProtocolError: A payload came that no message announced.
             ConnectionResetError: The connection broke before it came.
         """
-        if self._received and time.monotonic() - self._turn_began > _TURN_SECONDS:
-            await asyncio.sleep(0)
-            self._turn_began = time.monotonic()
         kind, message = await self._next()
         if kind != _MESSAGE:
             raise ProtocolError(f"a payload of {len(message)} bytes that was not announced")
@@ -302,7 +290,6 @@ class DataConnection(asyncio.BufferedProtocol):
                 raise type(self._error)(*self._error.args)
             self._arrived.clear()
             await self._arrived.wait()
-            self._turn_began = time.monotonic()
         kind, frame = self._received.popleft()
         self._waiting_bytes -= len(frame)
         if self._paused and self._waiting_bytes <= self._max_waiting_bytes and self._transport is not None:
