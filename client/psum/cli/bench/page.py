@@ -45,7 +45,8 @@ _MEMORY: Final = """\
 The bounds are the most memory that psum should need. A worker needs one partition for each shard, which holds
 its last sum, and the credit of each aggregator. The aggregators together need two partitions for each shard, for the
 open round and the last sum, and what all workers have under way. Measured memory includes what allocators keep for
-later, and contributions that wait for a late rank.
+later, and contributions that wait for a late rank. Tensors in shared memory are the workers'; the aggregators, which
+read them there, show them too.
 """
 
 #: What follows this line in benchmarks.md is not this suite's, and is kept.
