@@ -61,9 +61,12 @@ class WorkerConnection:
         self.filled.set()
 
     def finish(self, last: pb.ExchangeResponse | None = None) -> None:
-        """Ends the stream as soon as the queue is empty. A last message goes alone: nothing else is sent any more."""
+        """Ends the stream as soon as the queue is empty. If there is a last message, results are not sent any more.
+
+        The other messages are: without its welcome, a new worker would take the failure of a job for a refusal.
+        """
         if last is not None:
-            self.queue.clear()
+            self.queue.clear_results()
             self.queue.put_control(last)
         self.closing = True
         self.filled.set()

@@ -110,6 +110,10 @@ class SendQueue:
     def clear(self) -> None:
         """Removes everything."""
         self._control.clear()
+        self.clear_results()
+
+    def clear_results(self) -> None:
+        """Removes the results and their timings."""
         self._timings.clear()
         self._results.clear()
         self._by_shard.clear()

@@ -174,8 +174,7 @@ class Streams:
         fault = error if isinstance(error, FaultError) else InvalidError(str(error))
         faults = self._registries.fleet.counters.refusals if joined is None else joined[0].counters.faults
         faults[fault.kind] += 1
-        connection.queue.clear()
-        connection.queue.put_control(pb.ExchangeResponse(fault=fault.to_message()))
+        connection.finish(pb.ExchangeResponse(fault=fault.to_message()))
 
     async def _converse(
         self, connection: WorkerConnection, receiver: "asyncio.Task[None]", sender: "asyncio.Task[None]"
