@@ -370,6 +370,22 @@ def test_what_else_is_in_a_message_is_let_go_at_once() -> None:
     assert bytes(aggregator.job.keys[1].shards[0].contributions[0]) == payload[:12]
 
 
+def test_a_message_of_large_shards_is_let_go_with_its_sums() -> None:
+    """With a large model, what came within MESSAGE_HOLD_SECONDS would be as much as half of what the sums take."""
+    aggregator = Aggregator(together=True)
+    for rank in range(RANKS):
+        aggregator.declare(rank)
+    push = Push(0, [7], [0], 0, 1, timed=False, cut=False)
+    data = message(push, dict.fromkeys(KEYS, 0))
+    unused = sys.getrefcount(data)
+    assert aggregator.handle(0, data) == ""
+    assert aggregator.job.keys[7].shards[0].contributions[0].obj is data, "it is not copied"
+    for rank in (1, 2):
+        assert aggregator.handle(rank, message(dataclasses.replace(push, rank=rank), dict.fromkeys(KEYS, 0))) == ""
+    assert [kind for kind, _ in aggregator.answers(0)] == ["7/0/0"]
+    assert sys.getrefcount(data) == unused
+
+
 @pytest.mark.parametrize("ends", ["fail", "end"])
 def test_a_job_that_is_over_holds_no_message(ends: str) -> None:
     """Not even the last ones, which were to be summed together."""

@@ -45,7 +45,7 @@ class Layout:
         lengths: The contributions' bytes, as a received column.
     """
 
-    __slots__ = ("bounds", "known", "messages", "pairs", "rows", "shards", "size", "sizes")
+    __slots__ = ("any_usual", "bounds", "known", "messages", "pairs", "rows", "shards", "size", "sizes")
 
     def __init__(self, keys: Mapping[int, Key], ids: Sequence[int], indices: Sequence[int], lengths: Sequence[int]):
         count = len(ids)
@@ -68,6 +68,8 @@ class Layout:
             self.rows.append((key, index, shard) if usual and key is not None and shard is not None else None)
         self.shards = [None if row is None else row[2] for row in self.rows]
         """The shards of these rows."""
+        self.any_usual = any(self.rows)
+        """Whether there is such a row: a message of others is not kept, because nothing of it is summed together."""
         self.known = [key for key_id in dict.fromkeys(ids) if (key := keys.get(key_id)) is not None]
         """The keys."""
         self.messages: dict[int, Message] = {}

@@ -92,8 +92,9 @@ class SmallRounds:
         rounds, priorities = (list(spread(column, count)) for column in others[:2])
         contributions = zip(layout.shards, rounds, priorities, pieces, strict=True)
         self.leave_messages(now)
-        layout.messages[rank] = Message(now, pieces, payload)
-        self._recent.append((now, rank, layout))
+        if layout.any_usual:
+            layout.messages[rank] = Message(now, pieces, payload)
+            self._recent.append((now, rank, layout))
         begin, failed = 0, False
         while begin < count:
             # What is unusual may have failed a key.
