@@ -80,8 +80,8 @@ print("at its end", flush=True)
     ("patience", "more", "then", "lasts", "status", "output"),
     [
         pytest.param("30", "0", "leaves", "0", 0, "True\nat its end\n", id="leaves"),
-        pytest.param("0.2", "0", "leaves", "0.6", 0, "True\nat its end\n", id="lives on after it has left"),
-        pytest.param("0.2", "0", "stays", "30", 143, "True\n", id="does not leave in time"),
+        pytest.param("1", "0", "leaves", "1.5", 0, "True\nat its end\n", id="lives on after it has left"),
+        pytest.param("1", "0", "stays", "30", 143, "True\n", id="does not leave in time"),
         pytest.param("30", "1", "stays", "30", -signal.SIGTERM, "", id="is asked twice"),
     ],
 )
