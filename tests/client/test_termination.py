@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,8 +80,8 @@ print("at its end", flush=True)
     ("patience", "more", "then", "lasts", "status", "output"),
     [
         pytest.param("30", "0", "leaves", "0", 0, "True\nat its end\n", id="leaves"),
-        pytest.param("0.2", "0", "leaves", "0.6", 0, "True\nat its end\n", id="lives on after it has left"),
-        pytest.param("0.2", "0", "stays", "30", 143, "True\n", id="does not leave in time"),
+        pytest.param("1", "0", "leaves", "1.5", 0, "True\nat its end\n", id="lives on after it has left"),
+        pytest.param("1", "0", "stays", "30", 143, "True\n", id="does not leave in time"),
         pytest.param("30", "1", "stays", "30", -signal.SIGTERM, "", id="is asked twice"),
     ],
 )
@@ -113,6 +114,25 @@ def test_a_program_is_asked_to_leave_once_though_another_thread_handles_the_sign
     command = [sys.executable, "-c", program, "30", "0", "leaves", "0"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout) == (0, "True\nat its end\n"), ended.stderr
+
+
+def test_a_program_whose_main_thread_handles_the_signal_at_the_last_moment_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread that would handle the signal in its place looks every 20 ms. It looks once more before it does so, and
+    does not take its own signal for a second one, which would end the program."""
+    asked: list[bool] = []
+    ended: list[bool] = []
+    for counter in ("_arrived", "_handled", "_late"):
+        monkeypatch.setattr(termination, counter, 0)
+    monkeypatch.setattr(termination, "_end_here", lambda: ended.append(True))
+    clock = iter((0.0, 0.49, 0.51))
+    time = SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda seconds: termination._handle())
+    with psum.connect(psum.Settings()) as client:
+        termination.postpone(client, lambda: asked.append(True), 30.0)
+        monkeypatch.setattr(termination, "time", time)
+        termination._stand_in()
+    assert (asked, ended) == ([True], [])
 
 
 def test_there_is_none_in_a_forked_child() -> None:

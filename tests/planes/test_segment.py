@@ -11,6 +11,7 @@ import pytest
 
 from psum.planes import DEFAULT_DIRECTORY, Segment, SegmentError, sweep
 from tests.processes import running
+from tests.shared_memory import emptied_directory
 
 
 def test_what_one_process_writes_another_reads() -> None:
@@ -93,19 +94,23 @@ def test_what_does_not_belong_to_this_user_alone_is_not_opened(kind: str, tmp_pa
 def test_what_a_killed_owner_left_is_swept_and_nothing_else() -> None:
     """A segment whose owner lives is never removed."""
     program = (
-        "from psum.planes import Segment; import time\n"
-        "segment = Segment.create('/dev/shm', 4096); print(segment.name, flush=True); time.sleep(60)"
+        "from psum.planes import Segment; import sys, time\n"
+        "segment = Segment.create(sys.argv[1], 4096); print(segment.name, flush=True); time.sleep(60)"
     )
-    with running([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+    # A directory of its own: in another one, any program that uses psum may sweep first.
+    with (
+        emptied_directory() as directory,
+        running([sys.executable, "-c", program, str(directory)], stdout=subprocess.PIPE, text=True) as process,
+    ):
         assert process.stdout is not None
         name = process.stdout.readline().strip()
-        mine = Segment.create(DEFAULT_DIRECTORY, 4096)
-        sweep(DEFAULT_DIRECTORY)
-        Segment.open(DEFAULT_DIRECTORY, name).close()
+        mine = Segment.create(str(directory), 4096)
+        assert sweep(str(directory)) == []
+        Segment.open(str(directory), name).close()
         process.send_signal(signal.SIGKILL)
         process.wait(10)
-        assert name in sweep(DEFAULT_DIRECTORY)
+        assert sweep(str(directory)) == [name]
         with pytest.raises(SegmentError):
-            Segment.open(DEFAULT_DIRECTORY, name)
-        Segment.open(DEFAULT_DIRECTORY, mine.name).close()
+            Segment.open(str(directory), name)
+        Segment.open(str(directory), mine.name).close()
         mine.close()

@@ -83,8 +83,12 @@ def test_a_file_system_without_a_size_has_no_limit(file_system: _FileSystem) -> 
     segment.close()
 
 
-def test_many_that_reserve_at_once_take_no_more_together(file_system: _FileSystem) -> None:
+def test_many_that_reserve_at_once_take_no_more_together(
+    file_system: _FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As when workers start together: as many as fit get memory, the others get nothing, and the rest stays free."""
+    # However busy the machine is, each has its turn.
+    monkeypatch.setattr(room, "_TURN_SECONDS", 30.0)
     directory = file_system(64 * _MIB)
     start = threading.Barrier(8)
     segments = [Segment.create(directory, 10 * _MIB) for _ in range(8)]
@@ -100,6 +104,42 @@ def test_many_that_reserve_at_once_take_no_more_together(file_system: _FileSyste
     with ThreadPoolExecutor(8) as pool:
         assert sum(pool.map(reserve, segments)) == 3
     assert os.statvfs(directory).f_bavail * 512 == 34 * _MIB
+    for segment in segments:
+        segment.close()
+
+
+def test_the_limit_holds_though_nobody_waits_for_anybody(
+    file_system: _FileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine, one may hold its turn for longer than the others wait. If two have found the same memory free,
+    at most one of them keeps it."""
+    directory = file_system(48 * _MIB)
+    segments = [Segment.create(directory, 16 * _MIB) for _ in range(2)]
+    both_checked, both_taken = threading.Barrier(2), threading.Barrier(2)
+    fallocate = os.posix_fallocate
+
+    def together(descriptor: int, offset: int, size: int) -> None:
+        both_checked.wait(10)
+        fallocate(descriptor, offset, size)
+        both_taken.wait(10)
+
+    def reserve(segment: Segment) -> str:
+        try:
+            segment.reserve(0, segment.size)
+        except SegmentError as error:
+            return str(error)
+        return ""
+
+    monkeypatch.setattr(room, "_TURN_SECONDS", 0.0)
+    monkeypatch.setattr(os, "posix_fallocate", together)
+    descriptor = os.open(directory, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with ThreadPoolExecutor(2) as pool:
+        errors = list(filter(None, pool.map(reserve, segments)))
+    os.close(descriptor)
+    assert errors
+    assert all("other processes reserved memory there at the same time" in error for error in errors), errors
+    assert os.statvfs(directory).f_bavail * 512 == (16 + 16 * len(errors)) * _MIB
     for segment in segments:
         segment.close()
 

@@ -1,10 +1,12 @@
 """What goes wrong is an error in psum's words on every rank that is left, and soon."""
 
+import contextlib
 import os
 import signal
 import time
 from datetime import timedelta
-from threading import Timer
+from multiprocessing.connection import Connection
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from psum.client import ClosedError, DisagreementError, ForkedError, PsumError, WorkerLostError
 from tests.integration.conftest import Fleet
-from tests.torch.ranks import Ranks
+from tests.torch.ranks import PATIENCE_SECONDS, Ranks, pipe
 
 
 def different_shapes() -> str:
@@ -184,8 +186,13 @@ def ended() -> Any:
     return dist.PrefixStore("test", dist.distributed_c10d._get_default_store())
 
 
-def waits_in_vain() -> str:
-    if dist.get_rank():
+def waits_in_vain(method: str, rank: int, size: int) -> str:
+    # The timeout also bounds how long ranks wait for each other here, and processes do not start at the same moment.
+    meet = dist.FileStore(f"{method.removeprefix('file://')}-meet", size)
+    meet.set(str(rank), "")
+    meet.wait([str(other) for other in range(size)], timedelta(seconds=30))
+    dist.init_process_group("psum", init_method=method, rank=rank, world_size=size, timeout=timedelta(seconds=1))
+    if rank:
         ended().wait(["over"], timedelta(seconds=30))
         return ""
     begun = time.monotonic()
@@ -203,15 +210,18 @@ def waits_in_vain() -> str:
 
 def test_a_collective_waits_no_longer_than_the_timeout(ranks: Ranks) -> None:
     """init_process_group's timeout bounds each collective, and the error names the ranks that are missing."""
-    left, *_ = ranks.run(3, waits_in_vain, timeout=1.0, failing=True)
+    left, *_ = ranks.run(3, waits_in_vain, initialize=False, failing=True)
     assert left.startswith("all_reduce has not got its result within the timeout of 1.1 s. Ranks 1-2 have not contrib")
     assert "waits for nobody. Its tensors must not be used" in left
 
 
-def until_the_aggregator_is_gone() -> str:
-    begun = time.monotonic()
+def until_the_aggregator_is_gone(begun: "Connection[Any, Any]") -> str:
+    deadline = time.monotonic() + 20
     with pytest.raises(PsumError) as caught:  # noqa: PT012
-        while time.monotonic() - begun < 20:
+        dist.all_reduce(torch.ones(1000))
+        if dist.get_rank() == 0:
+            begun.send("")
+        while time.monotonic() < deadline:
             dist.all_reduce(torch.ones(1000))
             time.sleep(0.01)
     return str(caught.value)
@@ -345,11 +355,21 @@ def test_a_forked_child_cannot_use_the_group(ranks: Ranks) -> None:
 def test_a_vanished_aggregator_is_named(vanishing: Fleet) -> None:
     """If it does not come back, every rank gets an error with its address."""
     address = vanishing.addresses[0]
-    ranks = Ranks([address])
-    timer = Timer(4.0, lambda: vanishing.thread.run(vanishing.servers[0].stop(0), 20))
-    timer.start()
+    ours, theirs = pipe()
+
+    def stop() -> None:
+        # Otherwise no rank has begun.
+        with contextlib.suppress(EOFError):
+            assert ours.poll(PATIENCE_SECONDS)
+            ours.recv()
+            vanishing.thread.run(vanishing.servers[0].stop(0), 20)
+
+    stopper = Thread(target=stop)
+    stopper.start()
     try:
-        texts = ranks.run(2, until_the_aggregator_is_gone, environ={"PSUM_RECONNECT_TIMEOUT": "1"})
+        environ = {"PSUM_RECONNECT_TIMEOUT": "1"}
+        texts = Ranks([address]).run(2, until_the_aggregator_is_gone, theirs, environ=environ)
     finally:
-        timer.join()
+        theirs.close()
+        stopper.join()
     assert all(address in text for text in texts), texts

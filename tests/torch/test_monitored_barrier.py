@@ -31,7 +31,8 @@ def late(ranks: list[int], all_ranks: bool, seconds: float) -> tuple[str, tuple[
 @pytest.mark.parametrize(("all_ranks", "named"), [(False, (1,)), (True, (1, 3))])
 def test_all_ranks_hear_who_is_missing(ranks: Ranks, all_ranks: bool, named: tuple[int, ...]) -> None:
     """Rank 0 names the first rank that is missing, or all. The others, and those that come later, hear the same."""
-    (first, *others) = ranks.run(4, late, [1, 3], all_ranks, 0.5)
+    # Long enough for the others, which come out of the barrier before at different moments.
+    (first, *others) = ranks.run(4, late, [1, 3], all_ranks, 2.0)
     names = ", ".join(map(str, named))
     assert f"{names} failed to pass monitoredBarrier" in first[0]
     for rank, (text, missing) in enumerate(others, 1):

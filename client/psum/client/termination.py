@@ -137,6 +137,10 @@ def _stand_in() -> None:
         if _ending or _handled >= number or signal.getsignal(signal.SIGTERM) is not _handle:
             return
         time.sleep(_POLL_SECONDS)
+    # The main thread may have run the handler since the last look. Nothing comes between this look and the next line:
+    # Python changes threads only at calls and at jumps back.
+    if _handled >= number:
+        return
     _late += 1
     if not _postponed():
         _end_here()

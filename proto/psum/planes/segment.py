@@ -135,13 +135,21 @@ class Segment:
         done = 0
         try:
             while done < size:
-                with turn(self._directory):
+                with turn(self._directory) as others_wait:
                     # Checks the whole rest, to fail before it takes memory that others could use.
                     if (reason := shortage(self._directory, size - done, self._limit)) is not None:
                         raise SegmentError(reason, scarce=True)
                     part = min(_TURN_BYTES, size - done)
                     os.posix_fallocate(self._descriptor, offset + done, part)
                 done += part
+                # Several processes may have found the same memory free. The last of them to take it notices, at least.
+                if not others_wait and shortage(self._directory, size - done, self._limit) is not None:
+                    raise SegmentError(
+                        f"{size} bytes of shared memory could not be reserved in {self._directory}: other processes"
+                        f" reserved memory there at the same time, so that PSUM_SHM_LIMIT={self._limit} does not leave"
+                        " enough",
+                        scarce=True,
+                    )
         except (OSError, SegmentError) as error:
             _punch(self._descriptor, offset, done)
             if isinstance(error, SegmentError):

@@ -88,10 +88,10 @@ def shortage(directory: str, wanted: int, limit: Limit) -> str | None:
 
 
 @contextlib.contextmanager
-def turn(directory: str) -> Iterator[None]:
+def turn(directory: str) -> Iterator[bool]:
     """Makes other processes that reserve memory in a directory wait, so that what this one finds free stays free.
 
-    If the directory cannot be locked, or another process keeps it locked, nobody waits.
+    Yields whether they do. If the directory cannot be locked, or another process keeps it locked, nobody waits.
 
     Raises:
         OSError: There is no such directory, or no file descriptor for it.
@@ -105,7 +105,7 @@ def turn(directory: str) -> Iterator[None]:
     try:
         locked = descriptor >= 0 and _lock(descriptor)
         try:
-            yield
+            yield locked
         finally:
             if locked:
                 # Explicit: closing does not unlock it while a child that was forked meanwhile has the descriptor.

@@ -63,7 +63,7 @@ class Aggregator:
         )
         port = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
-        return psum.Settings(aggregators=(f"127.0.0.1:{port}",), num_workers=2, connect_timeout=0.5)
+        return psum.Settings(aggregators=(f"127.0.0.1:{port}",), num_workers=2, connect_timeout=20.0)
 
     async def __aexit__(self, *_: object) -> None:
         await self._server.stop(0)
@@ -169,6 +169,7 @@ async def test_a_farewell_that_nobody_asked_for_ends_the_operations() -> None:
 async def test_a_plane_that_was_not_offered_is_refused(plane: pb.Plane.ValueType) -> None:
     """The error says what was wrong with the aggregator's answer."""
     async with Aggregator(pb.ExchangeResponse(welcome=pb.Welcome(plane=plane))) as settings:
+        settings = dataclasses.replace(settings, connect_timeout=0.5)
         with pytest.raises(psum.ConnectError, match=f"it chose plane {plane}, which it was not offered"):
             await asyncio.to_thread(psum.connect, settings)
 
@@ -203,6 +204,7 @@ async def test_a_refusal_is_told_though_grpc_loses_its_words_later(monkeypatch: 
 
     monkeypatch.setattr(StreamOpener, "_introduce", refuse)
     async with Aggregator(WELCOME) as settings:
+        settings = dataclasses.replace(settings, connect_timeout=0.5)
         with pytest.raises(psum.ConnectError, match="PSUM_MAX_STREAMS"):
             await asyncio.to_thread(psum.connect, settings)
     assert not answers

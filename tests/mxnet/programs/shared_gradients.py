@@ -21,6 +21,12 @@ from psum.mxnet.arrays.dlpack import address_of
 from psum.mxnet.compat import MAJOR_VERSION
 from psum.mxnet.shared_gradients import SharedGradients
 
+#: How long the engine may take to let arrays go.
+PATIENCE_SECONDS = 10.0
+
+#: Gradients of fewer bytes are not shared.
+LEAST_BYTES = 65536
+
 nn = mx.gluon.nn
 shares = "shm" in shared_client().planes
 
@@ -63,14 +69,24 @@ def trainer_of(net: Any) -> Any:
     return mx.gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 0.01}, kvstore="byteps")
 
 
-def shared_bytes() -> int:
-    """How many bytes of gradients lie there, once the engine has let others go."""
-    mx.nd.waitall()
-    gc.collect()
-    mx.nd.waitall()
-    # Nothing tells when the engine has deleted an array.
-    time.sleep(0.2)
-    return SharedGradients.of(shared_client()).nbytes
+def shared_bytes(expected: int) -> int:
+    """How many bytes of gradients lie there, once the engine has let others go.
+
+    Nothing tells when it has. So this waits until there are as many as expected, if memory is shared, or for long.
+    """
+    shared = SharedGradients.of(shared_client())
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        mx.nd.waitall()
+        gc.collect()
+        mx.nd.waitall()
+        if shared.nbytes == (expected if shares else 0) or time.monotonic() > deadline:
+            return shared.nbytes
+        time.sleep(0.01)
+
+
+def bytes_of(gradient: Any) -> int:
+    return int(gradient.size) * np.dtype(gradient.dtype).itemsize
 
 
 def report(what: str, net: Any) -> None:
@@ -80,7 +96,9 @@ def report(what: str, net: Any) -> None:
         digest.update(parameter.data().asnumpy().tobytes())
         digest.update(parameter.grad().asnumpy().tobytes())
     check_in_place(net)
-    print(what, digest.hexdigest(), shared_bytes(), sep=" / ")
+    sizes = [bytes_of(parameter.grad()) for parameter in net.collect_params().values()]
+    expected = sum(size for size in sizes if size >= LEAST_BYTES)
+    print(what, digest.hexdigest(), shared_bytes(expected), sep=" / ")
 
 
 def check_in_place(net: Any) -> None:
@@ -89,8 +107,8 @@ def check_in_place(net: Any) -> None:
     for parameter in net.collect_params().values():
         gradient = parameter.grad()
         gradient.wait_to_read()
-        size = gradient.size * np.dtype(gradient.dtype).itemsize
-        assert (shared.block_of(gradient, size) is not None) == (shares and size >= 65536), parameter
+        size = bytes_of(gradient)
+        assert (shared.block_of(gradient, size) is not None) == (shares and size >= LEAST_BYTES), parameter
 
 
 def deferred(mode: dict[str, bool]) -> None:
@@ -122,8 +140,11 @@ def used_before(mode: dict[str, bool]) -> None:
     report(f"used before {mode}", net)
 
 
-def made_anew() -> Any:
-    """Gradients that add up, of a network that is initialized again, and of another type. Returns a view of one."""
+def made_anew() -> tuple[Any, int]:
+    """Gradients that add up, of a network that is initialized again, and of another type.
+
+    Returns a view of one, and the bytes of that.
+    """
     net = network(units=64 * 16)
     seed(net)
     psum.mxnet.share_gradients(list(net.collect_params().values()))
@@ -152,7 +173,8 @@ def made_anew() -> Any:
     net.cast("float64")
     train(net, trainer_of(net), 2)
     report("cast", net)
-    return net[0].weight.grad()[1:2]
+    gradient = net[0].weight.grad()
+    return gradient[1:2], bytes_of(gradient)
 
 
 def forked() -> None:
@@ -177,8 +199,8 @@ deferred({"active": False})
 deferred({})
 deferred({"static_alloc": True, "static_shape": True})
 used_before({"static_alloc": True, "static_shape": True})
-view = made_anew()
-print("a view keeps", shared_bytes(), sep=" / ")
+view, kept = made_anew()
+print("a view keeps", shared_bytes(kept), sep=" / ")
 del view
 forked()
-print("dropped", shared_bytes(), sep=" / ")
+print("dropped", shared_bytes(0), sep=" / ")
