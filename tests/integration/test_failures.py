@@ -161,7 +161,7 @@ def test_a_round_that_waits_too_long_fails_naming_the_missing_rank(make_fleet: A
     fleet = make_fleet(round_timeout=0.3)
     with fleet.worker(0, 2) as zero, fleet.worker(1, 2):
         future = zero.store().push_pull_async("w", np.ones(3, np.float32))
-        with pytest.raises(psum.RoundTimeoutError, match=r"key 'w' round 0 has waited 0\.\d s for rank 1"):
+        with pytest.raises(psum.RoundTimeoutError, match=r"key 'w' round 0 has waited \d+\.\d s for rank 1"):
             raise future.exception(10) or AssertionError("no error")
 
 

@@ -13,6 +13,7 @@ from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound, to_columns, to_rows
 from psum.wire.errors import FaultError
 from tests.fuzz.conversations import Tensor
+from tests.polling import wait_until
 
 RANKS = [0, 1]
 NUM_WORKERS = 4
@@ -226,6 +227,8 @@ def test_errors_name_its_ranks(make_job: Callable[..., Job]) -> None:
     assert (type(error), error.ranks) == (psum.RoundTimeoutError, (1,))
     assert "for rank 1 (relay on h0 for [0, 1], last heard" in str(error)
     relay.channel.close()
+    # A round that it has begun to wait for earlier could time out first.
+    wait_until(lambda: not psum.fetch_status(job.address).jobs[0].workers[0].connected)
     error = job.error("w")
     assert (type(error), error.ranks) == (psum.WorkerLostError, (0, 1))
     assert "ranks 0-1 of job 'default', relay on h0 for [0, 1] (" in str(error)

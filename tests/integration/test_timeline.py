@@ -23,8 +23,9 @@ from tests.trace_events import checked
 #: How long anything in these tests may take.
 PATIENCE_SECONDS = 30.0
 
-#: How long the slow rank lets the others wait, in each step, when all of them wait for it.
-DELAY_SECONDS = 0.1
+#: How long the slow rank lets the others wait, in each step, when all of them wait for it. Longer than a busy machine
+#: takes to carry its gradients, or those would be the cause.
+DELAY_SECONDS = 0.3
 
 STEPS = 4
 

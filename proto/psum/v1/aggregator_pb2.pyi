@@ -1014,7 +1014,8 @@ class Welcome(_message.Message):
     """With PLANE_SHM and PLANE_DIRECT: the port on the aggregator's host to which the worker may open a data connection.
     If it does, all further messages of both sides travel there. A message follows 'm' and its length in four bytes,
     little endian; a payload follows 'p' and its length. The stream stays open meanwhile, and its end ends both. The
-    aggregator sends on the stream until the worker's first message on the data connection, and then on that.
+    aggregator sends on the stream until the worker's first message on the data connection, and then on that. If the data
+    connection breaks there, it ends the stream with the status ABORTED: the worker may not have noticed that it broke.
     """
     data_secret: _builtins.bytes
     """What the worker sends there first. Valid for one connection."""

@@ -15,6 +15,7 @@ from psum.wire.addresses import (
 )
 from psum.wire.channel import (
     BATCH_BYTES,
+    DATA_CONNECTION_BROKE,
     FAR_BATCH_BYTES,
     LARGE_PAYLOAD_BYTES,
     MAX_MESSAGE_BYTES,
@@ -61,6 +62,7 @@ from psum.wire.state_report import (
 __all__ = [
     "BATCH_BYTES",
     "CODECS",
+    "DATA_CONNECTION_BROKE",
     "FAR_BATCH_BYTES",
     "IDENTITY",
     "LARGE_PAYLOAD_BYTES",

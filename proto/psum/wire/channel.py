@@ -37,6 +37,8 @@ FAR_BATCH_BYTES: Final = (1 << 20) + _SMALL_PAYLOADS_BYTES
 #: Payloads of at least this size are large: they cross as their plane says. Smaller ones always travel in the message.
 LARGE_PAYLOAD_BYTES: Final = 64 << 10
 
+#: gRPC's name of the status with which an aggregator ends a stream because its data connection broke.
+DATA_CONNECTION_BROKE: Final = "ABORTED"
 
 #: By default, gRPC connects through the proxy in http_proxy, even to aggregators on this machine. Most proxies support
 #: neither plain HTTP/2 nor long-lived streams.

@@ -12,18 +12,21 @@ STRANGER, WORKER = ("10.0.0.7", 41000), ("10.0.0.8", 42000)
 
 
 class Network:
-    """The connected peers and the time; listing the peers takes some time."""
+    """The connected peers and the time; listing the peers takes some processor time, and may have to wait for it."""
 
     def __init__(self) -> None:
         self.open: set[Peer] = set()
         self.now = 100.0
+        self.worked = 0.0
         self.cost = 0.0
+        self.wait = 0.0
         self.looks = 0
 
     def peers(self, ports: Collection[int]) -> set[Peer]:
         assert ports == (50051,)
         self.looks += 1
-        self.now += self.cost
+        self.now += self.cost + self.wait
+        self.worked += self.cost
         return set(self.open)
 
 
@@ -34,7 +37,7 @@ def network() -> Network:
 
 @pytest.fixture
 def handshakes(network: Network) -> Handshakes:
-    made = Handshakes(10.0, peers=network.peers, clock=lambda: network.now)
+    made = Handshakes(10.0, peers=network.peers, clock=lambda: network.now, work=lambda: network.worked)
     made.ports = (50051,)
     return made
 
@@ -95,6 +98,20 @@ def test_any_number_of_handshakes_takes_little_time(handshakes: Handshakes, netw
     network.now += 10
     handshakes.begun()
     assert network.looks < 13
+
+
+def test_no_handshake_is_missed_because_other_programs_keep_the_processors_busy(
+    handshakes: Handshakes, network: Network
+) -> None:
+    """A look that waits for a processor for long is followed by others all the same."""
+    network.wait = 0.1
+    for port in range(3):
+        network.open = {("10.0.0.7", port)}
+        handshakes.begun()
+    network.open = set()
+    network.now += 5
+    handshakes.tick()
+    assert handshakes.refused.counts == {"handshake": 3}
 
 
 @pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])

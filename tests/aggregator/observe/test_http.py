@@ -337,14 +337,14 @@ async def test_a_loop_that_hangs_is_not_alive(serve: Serve) -> None:
     """Its probe is not answered, because the event loop itself would have to answer."""
     server = await serve()
 
-    def probe() -> int:
-        with urllib.request.urlopen(f"http://{server.http_address}/healthz", timeout=0.2) as response:
+    def probe(timeout: float = PATIENCE_SECONDS) -> int:
+        with urllib.request.urlopen(f"http://{server.http_address}/healthz", timeout=timeout) as response:
             return int(response.status)
 
     assert await asyncio.to_thread(probe) == 200
     with ThreadPoolExecutor(1) as pool, pytest.raises(TimeoutError):
         # The event loop itself waits, and does nothing else.
-        pool.submit(probe).result(PATIENCE_SECONDS)
+        pool.submit(probe, 0.2).result(PATIENCE_SECONDS)
     assert await asyncio.to_thread(probe) == 200
 
 

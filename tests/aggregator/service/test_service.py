@@ -285,11 +285,11 @@ async def test_a_job_that_failed_ends_though_a_worker_does_not_read() -> None:
     async with grpc.aio.insecure_channel(server.addresses[0]) as channel, asyncio.timeout(30):
         stub: Any = rpc.AggregatorServiceStub(channel)
         calls = [stub.Exchange() for _ in range(2)]
+        size = 1 << 20
         for rank, call in enumerate(calls):
             await call.write(hello(rank, 2))
             await call.read()
-        size = 1 << 20
-        await calls[0].write(declare(size))
+            await call.write(declare(size))
         # One worker reads its results. The other does not, until its connection is full.
         for round in range(12):
             for call in calls:

@@ -28,8 +28,8 @@ Peer = tuple[str, int]
 #: A connection that is gone counts as refused if it made no call for this long after its handshake began.
 _SETTLED_SECONDS: Final = 1.0
 
-#: The share of time that listing the system's connections may take, and the most seconds in a row. There may be tens of
-#: thousands of connections, and any number of handshakes.
+#: The share of a processor that listing the system's connections may take, and the most seconds of it in a row. There
+#: may be tens of thousands of connections, and any number of handshakes.
 _SHARE: Final = 0.02
 _AT_ONCE_SECONDS: Final = 0.05
 
@@ -48,6 +48,7 @@ class Handshakes:
         patience: Seconds after which gRPC ends a handshake.
         peers: Returns the peers that are connected to any of the given ports; None if the system does not tell.
         clock: The time in seconds.
+        work: The processor time of the calling thread in seconds.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Handshakes:
         *,
         peers: "Callable[[Collection[int]], set[Peer] | None] | None" = None,
         clock: Callable[[], float] = time.monotonic,
+        work: Callable[[], float] = time.thread_time,
     ) -> None:
         self.ports: tuple[int, ...] = ()
         """The ports with TLS; empty before they are bound."""
@@ -63,13 +65,14 @@ class Handshakes:
         self._patience = patience
         self._peers = connected if peers is None else peers
         self._clock = clock
+        self._work = work
         self._lock = threading.Lock()
         self._begun: dict[Peer, float] = {}
         """Connections that have made no call yet, with the time when they were first seen."""
         self._known: set[Peer] = set()
         """Connections that have made a call, or have been open for long: they were accepted."""
         self._spent = 0.0
-        """Seconds spent on listing connections, less the share of time that has passed since."""
+        """Processor seconds spent on listing connections, less the share of the time that has passed since."""
         self._spent_at = clock()
 
     def begun(self) -> None:
@@ -112,8 +115,10 @@ class Handshakes:
         self._spent_at = begin
         if not self.ports or self._spent > _AT_ONCE_SECONDS:
             return None
+        worked = self._work()
         found = self._peers(self.ports)
-        self._spent += self._clock() - begin
+        # Not the time that has passed: where other programs keep the processors busy, handshakes would go unseen.
+        self._spent += self._work() - worked
         return found
 
 

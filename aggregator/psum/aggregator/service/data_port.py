@@ -7,8 +7,8 @@ import logging
 import secrets
 import socket
 import ssl
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 from psum.aggregator.access.refusals import Refusals
 from psum.aggregator.service.connection import WorkerConnection
@@ -76,8 +76,10 @@ class DataPort:
         self._keepalive = keepalive
         self._invited: dict[bytes, WorkerConnection] = {}
         self._listeners: list[socket.socket] = []
+        self._accepted: set[socket.socket] = set()
+        """Connections that no transport owns yet."""
         self._tasks: set[asyncio.Task[None]] = set()
-        """Tasks that accept connections, and that shake hands."""
+        """Tasks that shake hands."""
         self._unidentified: dict[DataConnection, _Unidentified] = {}
 
     async def start(self) -> None:
@@ -100,13 +102,19 @@ class DataPort:
                 # The port was free on one address and taken on another.
                 self.port = given
         for listener in self._listeners:
-            self._begin(self._accept(listener))
+            self._await_connections(listener)
 
     async def close(self) -> None:
         """Stops listening, and ends the connections that have shown no secret."""
+        for listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Those whose task had not begun.
+        for connection in self._accepted:
+            connection.close()
+        self._accepted.clear()
         for data_connection, peer in self._unidentified.items():
             peer.patience.cancel()
             data_connection.close()
@@ -141,26 +149,34 @@ class DataPort:
         """Forgets the invitation of a worker whose stream has ended."""
         self._invited = {secret: other for secret, other in self._invited.items() if other is not connection}
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _await_connections(self, listener: socket.socket) -> None:
+        if listener in self._listeners:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
-    async def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket) -> None:
+        """Accepts the connections that wait. A task that did so, cancelled when it has one, would lose it."""
         loop = asyncio.get_running_loop()
-        while True:
+        for _ in range(_BACKLOG):
             try:
-                connection, address = await loop.sock_accept(listener)
+                connection, (host, port, *_) = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
             except OSError as error:
                 _log.error("data connections cannot be accepted, tried again each second: %s", error)
-                await asyncio.sleep(_RETRY_SECONDS)
-            else:
-                self._begin(self._greet(connection, address[0], address[1]))
+                loop.remove_reader(listener)
+                loop.call_later(_RETRY_SECONDS, self._await_connections, listener)
+                return
+            connection.setblocking(False)
+            self._accepted.add(connection)
+            task = loop.create_task(self._greet(connection, host, port))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _greet(self, connection: socket.socket, host: str, port: int) -> None:
         """Shakes hands if connections are encrypted. Then the other side must show a secret."""
         data_connection = self._make(host, port)
         context = None if self._context is None else self._context()
+        self._accepted.discard(connection)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: data_connection,

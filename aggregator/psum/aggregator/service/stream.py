@@ -22,6 +22,7 @@ from psum.aggregator.service.registries import Registries
 from psum.aggregator.settings import Settings
 from psum.runtime import rank_names
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire import DATA_CONNECTION_BROKE
 from psum.wire.errors import FaultError, InvalidError, ProtocolError
 
 _log = logging.getLogger(__name__)
@@ -102,9 +103,12 @@ class Streams:
             if receiver.done():
                 receiver.result()
         except ConnectionResetError as error:
-            # The stream ends with its data connection, and the worker opens both again.
+            # The stream ends with its data connection, and the worker opens both again. It may not know why otherwise:
+            # what is between the two may have ended this side's connection only.
             why = f" ({error})"
             connection.queue.clear()
+            context.set_code(grpc.StatusCode[DATA_CONNECTION_BROKE])
+            context.set_details(str(error))
         except (FaultError, ProtocolError) as error:
             why = " (it broke the protocol, and was told so)"
             self._refuse(error, context.peer(), joined, connection)

@@ -153,9 +153,8 @@ class AggregatorConnection:
                 patience,
                 ", to tell it that the job has ended" if self._is_over else "",
             )
-            connection = stream.data_connection
-            if connection is not None and connection.broken is not None and not conversation.recalled:
-                self._dialer.broke(connection.broken, useful=conversation.summed)
+            if (broken := stream.data_connection_broken) is not None and not conversation.recalled:
+                self._dialer.broke(broken, useful=conversation.summed)
             self._session.disconnected(self.index)
             # The other connections may have something to say about it.
             self._settle()

@@ -8,6 +8,7 @@ import grpc.aio
 
 from psum.planes import DataConnection, InlineWorker, WorkerPlane
 from psum.v1 import aggregator_pb2 as pb
+from psum.wire import DATA_CONNECTION_BROKE
 
 _EXCHANGE: Final = "/psum.v1.AggregatorService/Exchange"
 
@@ -30,6 +31,8 @@ class Stream:
         """How large payloads cross."""
         self.data_connection: DataConnection | None = None
         """Where messages travel if there is one; else they travel on the call."""
+        self._told: str | None = None
+        """Why the data connection broke, if the aggregator has said so."""
         self._channel: grpc.aio.Channel | None = channel
         self._call: Any = channel.stream_stream(_EXCHANGE)(metadata=metadata)
 
@@ -44,8 +47,20 @@ class Stream:
 
     async def read(self) -> bytes | None:
         """The next message on the call, None at its end."""
-        data = await self._open_call().read()
+        try:
+            data = await self._open_call().read()
+        except grpc.aio.AioRpcError as error:
+            if error.code().name == DATA_CONNECTION_BROKE:
+                self._told = error.details()
+            raise
         return None if data is grpc.aio.EOF else data
+
+    @property
+    def data_connection_broken(self) -> str | None:
+        """Why the data connection broke, as this side has noticed or the aggregator has said; None if it did not."""
+        if self.data_connection is None:
+            return None
+        return self.data_connection.broken or self._told
 
     async def status(self) -> str:
         """How the call ended, as gRPC knows it."""
