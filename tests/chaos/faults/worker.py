@@ -216,11 +216,12 @@ class Worker:
                 self.tell("child", error=describe(error))
 
     def _compute(self) -> None:
-        # One call into C writes the event and stays: a signal after the event finds no Python code that could handle it.
+        # One call into C writes the event and stays: after the event, no Python code runs that could handle a signal.
         line = json.dumps({"event": "computing"}) + "\n"
         tell = functools.partial(os.write, sys.stdout.fileno(), line.encode())
         compute = functools.partial(hashlib.pbkdf2_hmac, "sha256", b"", b"", 1 << 30)
-        deque(map(operator.call, (tell, compute)), maxlen=0)
+        calls: tuple[Callable[[], object], ...] = tell, compute
+        deque(map(operator.call, calls), maxlen=0)
 
     def _raise(self, within: bool) -> None:
         assert self._client is not None
