@@ -84,7 +84,7 @@ def test_a_worker_is_killed_only_if_its_end_will_be_noticed(
     tmp_path: pathlib.Path, relay: int | None, event: str, killed: bool
 ) -> None:
     """Aggregator 0 outlives the run. Of a worker behind another relay it may know nothing before the first sum."""
-    runner = JobRunner(tmp_path, "runner", 1, 0, ["a:1", "b:1"])
+    runner = JobRunner(tmp_path, "runner", 1, 0, ["a:1", "b:1"], worker_timeout=8.0)
     workers = [mock.Mock(last=event), mock.Mock(last=event)]
     runner.workers = [*workers]
     runner.spec = mock.Mock(relay_of=lambda rank: (2, relay)[rank])
