@@ -129,7 +129,8 @@ def test_a_worker_may_leave_while_others_go_on(make_aggregator: Callable[..., An
         assert [f.exception(30) for f in futures] == [None, None]
         begin = time.monotonic()
         one.close()
-        assert time.monotonic() - begin < 1
+        # The time-out is 3 s.
+        assert time.monotonic() - begin < 2.5
 
 
 def test_an_aggregator_that_does_not_come_back_is_named(

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import threading
+import time
 from collections import Counter
 from itertools import count, islice
 from unittest import mock
@@ -82,7 +84,7 @@ def test_a_worker_is_killed_only_if_its_end_will_be_noticed(
     tmp_path: pathlib.Path, relay: int | None, event: str, killed: bool
 ) -> None:
     """Aggregator 0 outlives the run. Of a worker behind another relay it may know nothing before the first sum."""
-    runner = JobRunner(tmp_path, "runner", 1, 0, ["a:1", "b:1"])
+    runner = JobRunner(tmp_path, "runner", 1, 0, ["a:1", "b:1"], worker_timeout=8.0)
     workers = [mock.Mock(last=event), mock.Mock(last=event)]
     runner.workers = [*workers]
     runner.spec = mock.Mock(relay_of=lambda rank: (2, relay)[rank])
@@ -105,6 +107,30 @@ def test_every_kind_of_fault_is_caused(kind: str) -> None:
     assert injector.done[kind] == 1
     calls = [*aggregator.method_calls, *proxy.method_calls, *runner.method_calls, *worker.method_calls]
     assert calls or kind == "network slow"
+
+
+def test_a_fault_lasts_no_longer_because_of_the_next_one() -> None:
+    """A silent network flows again while an aggregator takes long to start. Workers would be lost otherwise."""
+    flows = threading.Event()
+    aggregator, proxy = mock.Mock(), mock.Mock()
+    proxy.flow.side_effect = flows.set
+    flowed: list[bool] = []
+    aggregator.start.side_effect = lambda: flowed.append(flows.wait(10))
+    injector = FaultInjector([mock.Mock(), aggregator], [proxy], [mock.Mock()])
+    faults = [Fault(0.0, "network silent", 0, 0.1), Fault(0.0, "aggregator killed", 0, 0.0)]
+    injector.run(faults, time.monotonic())
+    assert flowed == [True]
+
+
+def test_faults_that_come_late_are_as_far_apart_as_others() -> None:
+    """Otherwise a slow machine would get them one after the other, and no time to recover between them."""
+    moments: list[float] = []
+    proxy = mock.Mock()
+    proxy.cut.side_effect = lambda: moments.append(time.monotonic())
+    injector = FaultInjector([mock.Mock(), mock.Mock()], [proxy], [mock.Mock()])
+    injector.run([Fault(at, "connections cut", 0, 0.0) for at in (0.0, 0.3)], time.monotonic() - 10)
+    first, second = moments
+    assert second - first > 0.29
 
 
 def test_a_kind_that_nothing_causes_fails() -> None:

@@ -83,7 +83,7 @@ def test_a_worker_ends_and_its_peer_hears_of_it_at_once(pair: tuple[Any, Any, An
         zero.next("pushed")
     if phase == "is in a long call into C":
         one.send("compute")
-        time.sleep(0.2)
+        one.next("computing")
     begin = terminate(one, is_stuck=phase == "is in a long call into C")
     if phase == "waits for a peer":
         zero.send("push", key="w", size=300_000)

@@ -13,17 +13,23 @@ from typing import Any
 from faults.jobs import JobSpec, check_outcomes
 from faults.processes import WorkerProcess
 
-WORKER_TIMEOUT = 8.0
-
 #: Time limit for a job, whatever faults hit it.
 JOB_SECONDS = 150.0
 
-#: Time limit from a worker's death to its peers' errors: worker_timeout + 5 s, and 6 s more for a stalled proxy.
-NOTICE_SECONDS = WORKER_TIMEOUT + 5 + 6
+#: Time limit from a worker's death to its peers' errors beyond the worker timeout: 5 s, and 6 s for a stalled proxy.
+_NOTICE_SECONDS = 5 + 6
 
 
 class JobRunner:
     """Runs jobs one after another on its own worker processes.
+
+    Args:
+        directory: Directory for logs.
+        name: The runner's name.
+        seed: Seed for the jobs.
+        processes: How many worker processes there are.
+        addresses: The aggregators' addresses.
+        worker_timeout: How long the aggregators keep a vanished worker's place, in seconds.
 
     Attributes:
         workers: The processes. Killed ones are replaced after the job.
@@ -34,7 +40,17 @@ class JobRunner:
         problems: Outcomes that are not allowed.
     """
 
-    def __init__(self, directory: pathlib.Path, name: str, seed: int, processes: int, addresses: list[str]) -> None:
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        name: str,
+        seed: int,
+        processes: int,
+        addresses: list[str],
+        *,
+        worker_timeout: float,
+    ) -> None:
+        self._notice_seconds = worker_timeout + _NOTICE_SECONDS
         self._directory = directory
         self._name = name
         self._chance = random.Random(f"{seed} {name}")
@@ -115,7 +131,7 @@ class JobRunner:
                 self.problems.append(f"job {spec.name!r}: the process of rank {rank} ended: {worker.log[-2000:]}")
                 self._killed[rank] = time.monotonic()
         with self._changing:
-            result, problems = check_outcomes(spec, outcomes, self._killed, NOTICE_SECONDS)
+            result, problems = check_outcomes(spec, outcomes, self._killed, self._notice_seconds)
             self.jobs[result] += 1
             self.relays.update(relay for relay in spec.relays if relay is not None)
             self.checked += sum(outcome["checked"] for outcome in outcomes.values())

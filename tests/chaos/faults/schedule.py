@@ -2,9 +2,9 @@
 
 import contextlib
 import dataclasses
-import heapq
 import random
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -78,31 +78,33 @@ class FaultInjector:
         self._killable = aggregators[1:]
         self._proxies = proxies
         self._runners = runners
-        self._ends: list[tuple[float, int, Callable[[], None]]] = []
+        self._ends: list[threading.Timer] = []
         self.done: Counter[str] = Counter()
 
     def run(self, faults: Iterable[Fault], begin: float, over: Callable[[], bool] = lambda: False) -> None:
         """Inject each fault at its time, or as soon as those before it are done, until it is `over`. End all of them.
+
+        If one comes late, those after it come as much later: a machine that takes long to start processes again gets
+        the faults as far apart as others.
 
         Args:
             faults: The faults.
             begin: The time.monotonic() that their times count from.
             over: Whether to inject no more.
         """
-        for fault in faults:
-            self._end_until(begin + fault.at)
-            if over():
-                break
-            self.done[fault.kind] += self._cause(fault)
-        self._end_until(float("inf"))
-
-    def _end_until(self, moment: float) -> None:
-        while self._ends and self._ends[0][0] <= moment:
-            at, _, end = heapq.heappop(self._ends)
-            time.sleep(max(0.0, at - time.monotonic()))
-            end()
-        if moment < float("inf"):
-            time.sleep(max(0.0, moment - time.monotonic()))
+        try:
+            for fault in faults:
+                late = time.monotonic() - (begin + fault.at)
+                if late > 0:
+                    begin += late
+                else:
+                    time.sleep(-late)
+                if over():
+                    break
+                self.done[fault.kind] += self._cause(fault)
+        finally:
+            for end in self._ends:
+                end.join()
 
     def _cause(self, fault: Fault) -> bool:
         victim = self._killable[fault.target % len(self._killable)]
@@ -146,7 +148,10 @@ class FaultInjector:
         return True
 
     def _end_after(self, seconds: float, end: Callable[[], None]) -> None:
-        heapq.heappush(self._ends, (time.monotonic() + seconds, len(self._ends), end))
+        # In a thread, because the next fault may wait for processes to start, and this one must not last longer for it.
+        timer = threading.Timer(seconds, end)
+        self._ends.append(timer)
+        timer.start()
 
 
 def _signal(worker: WorkerProcess, number: signal.Signals) -> None:

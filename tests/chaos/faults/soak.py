@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from faults.aggregators import AggregatorProcess, aggregators
-from faults.job_runner import WORKER_TIMEOUT, JobRunner
+from faults.job_runner import JobRunner
 from faults.jobs import STRANDED
 from faults.runs import proxies
 from faults.sampling import Sampler
@@ -24,6 +24,11 @@ from faults.watching import find_jobs
 
 AGGREGATORS = 3
 RUNNERS = 2
+
+#: For how long aggregators keep a vanished worker's place, at least, and for how many starts of an aggregator. A
+#: relay may wait for the start of another one and be killed again as soon as it serves; that must not cost its place.
+_WORKER_TIMEOUT = 8.0
+_TIMEOUT_STARTS = 10
 
 #: How many jobs each runner has at first, so that everything is created that processes create on first use.
 _WARM_UP_JOBS = 3
@@ -87,21 +92,21 @@ def soak(directory: pathlib.Path, minutes: float, seed: int, goal: Goal = NO_GOA
         goal: It goes on until this is done, for up to ten times as many minutes. If it is not done then, that is a
             problem.
     """
-    flags = ("--keepalive", "1s", "--worker-timeout", f"{WORKER_TIMEOUT:g}s", "--grace", "2s")
+    worker_timeout = max(_WORKER_TIMEOUT, _TIMEOUT_STARTS * _start_seconds(directory))
+    flags = ("--keepalive", "1s", "--worker-timeout", f"{worker_timeout:.1f}s", "--grace", "2s")
     with contextlib.ExitStack() as stack:
         targets = stack.enter_context(aggregators(directory, AGGREGATORS, *flags))
         fronts = stack.enter_context(proxies(targets, seed))
         addresses = [proxy.address for proxy in fronts]
-        resident = JobRunner(directory, "resident", seed, 1, addresses)
-        runners = [
-            JobRunner(directory, f"runner{number}", seed, 2 + number % 2, addresses) for number in range(RUNNERS)
-        ]
+        make = functools.partial(JobRunner, directory, seed=seed, addresses=addresses, worker_timeout=worker_timeout)
+        resident = make("resident", processes=1)
+        runners = [make(f"runner{number}", processes=2 + number % 2) for number in range(RUNNERS)]
         for runner in (resident, *runners):
             stack.callback(runner.close)
         parts = (resident, *runners)
         failed: list[str] = []
         _warm_up(parts, failed)
-        _wait_until_idle(targets[0], failed)
+        _wait_until_idle(targets[0], failed, worker_timeout)
         samplers = [
             Sampler("aggregator", targets[0].process.pid, _KEPT_BYTES),
             Sampler("client", resident.workers[0].process.pid),
@@ -135,7 +140,7 @@ def soak(directory: pathlib.Path, minutes: float, seed: int, goal: Goal = NO_GOA
             thread.join()
         ended.set()
         sampling.join()
-        _wait_until_idle(targets[0], failed)
+        _wait_until_idle(targets[0], failed, worker_timeout)
         for sampler in samplers:
             # A process closes connections a moment after their jobs end, later on a busy machine.
             sampler.wait_until_idle(_IDLE_TIMEOUT_SECONDS)
@@ -149,6 +154,7 @@ def soak(directory: pathlib.Path, minutes: float, seed: int, goal: Goal = NO_GOA
         problems += [f"not done in {time.monotonic() - begin:.0f} s: {each}" for each in missing()]
         table = {
             "seed, seconds": f"{seed}, {time.monotonic() - begin:.0f}",
+            "worker timeout in seconds": f"{worker_timeout:.1f}",
             "jobs": f"{jobs.total()}: " + ", ".join(f"{count} {how}" for how, count in sorted(jobs.items())),
             "sums checked": f"{checked}",
             "groups with a relay": f"{relayed}",
@@ -157,6 +163,13 @@ def soak(directory: pathlib.Path, minutes: float, seed: int, goal: Goal = NO_GOA
         for sampler in samplers:
             table |= sampler.summary()
         return Report(table, problems)
+
+
+def _start_seconds(directory: pathlib.Path) -> float:
+    """Return how long the start of an aggregator takes, as busy as the machine is now."""
+    begin = time.monotonic()
+    with contextlib.closing(AggregatorProcess(directory / "first")):
+        return time.monotonic() - begin
 
 
 def _warm_up(runners: Sequence[JobRunner], failed: list[str]) -> None:
@@ -192,9 +205,9 @@ def _guarded(failed: list[str], work: Callable[..., None], *arguments: Any) -> t
     return thread
 
 
-def _wait_until_idle(aggregator: AggregatorProcess, failed: list[str]) -> None:
+def _wait_until_idle(aggregator: AggregatorProcess, failed: list[str], worker_timeout: float) -> None:
     """Wait until the aggregator has forgotten all jobs, including failed ones, which it keeps for a while."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + worker_timeout + 22
     while find_jobs(aggregator.address):
         if time.monotonic() > deadline:
             failed.append(f"the aggregator still has jobs: {find_jobs(aggregator.address)}")
