@@ -3,7 +3,6 @@
 import pathlib
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -67,14 +66,15 @@ def test_tests_that_pass_and_leave_something_running_fail_the_run(tmp_path: path
     assert not is_running(int(line.split()[0]))
 
 
-def test_the_environment_of_a_process_that_just_begins_its_program_is_awaited(tmp_path: pathlib.Path) -> None:
+def test_the_environment_of_a_process_that_just_begins_its_program_is_awaited(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """For a moment it reads as empty, as that of a kernel's thread always does."""
     environment = tmp_path / "environ"
     environment.write_bytes(b"")
-    begin = threading.Timer(0.05, environment.write_bytes, [b"NAME=value"])
-    begin.start()
+    # It begins while it is waited for.
+    monkeypatch.setattr(time, "sleep", lambda _: environment.write_bytes(b"NAME=value"))
     assert environment_of(tmp_path, flags=0) == b"NAME=value"
-    begin.join()
     environment.write_bytes(b"")
     assert environment_of(tmp_path, flags=0x00200000) == b""
 

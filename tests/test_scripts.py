@@ -86,7 +86,7 @@ def test_the_demo_installs_what_it_needs_alone(checkout: Checkout) -> None:
         ".venv-demo/bin/psum launch --workers 2 -- .venv-demo/bin/python scripts/digits.py --epochs 3",
     ]
     assert "setting up .venv-demo, once: pip installs -e .[aggregator,mxnet,demo] (1 to 5 minutes" in done.stderr
-    assert "set up .venv-demo in 0 s" in done.stderr or "set up .venv-demo in 1 s" in done.stderr
+    assert re.search(r"set up \.venv-demo in \d+ s", done.stderr)
     assert not (checkout.directory / ".venv").exists()
     # The second time, nothing is installed.
     checkout.run("scripts/demo")
@@ -151,7 +151,7 @@ def test_all_tests_say_how_far_they_are(checkout: Checkout) -> None:
     two runs of the first environment have all tests."""
     done = checkout.run("scripts/test")
     assert done.returncode == 0, done.stderr
-    lines = re.sub(r"0:0\d", "0:00", done.stdout).splitlines()
+    lines = re.sub(r"\d:\d\d min", "0:00 min", done.stdout).splitlines()
     # Where tests take no time, they may wait for an environment, and make it.
     assert [line for line in lines if not line.startswith(("setting up ", "set up "))] == [
         "== 1 of 6: faults, commands, clients and KVStores on Python 3.11 with MXNet 1.9.1 (0:00 min since the start)",

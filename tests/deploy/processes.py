@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import pathlib
 import random
 import re
@@ -83,8 +84,14 @@ class Cluster:
         lines = ["127.0.0.1 localhost"]
         for name, address in self.addresses.items():
             lines.append(f"{address} {name} {name}.{NAMESPACE}.svc {name}.{NAMESPACE}.svc.cluster.local")
-        # Rewrite the file in place: running containers have it mounted.
-        (self.directory / "hosts").write_text("\n".join(lines) + "\n")
+        text = "".join(f"{line}\n" for line in lines).encode()
+        # Rewrite the file in place: running containers have it mounted. Never empty it: they may read it at any moment.
+        file = os.open(self.directory / "hosts", os.O_WRONLY | os.O_CREAT)
+        try:
+            os.pwrite(file, text, 0)
+            os.ftruncate(file, len(text))
+        finally:
+            os.close(file)
 
 
 class PodProcess:

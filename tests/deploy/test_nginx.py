@@ -18,6 +18,7 @@ from psum import client as psum
 from psum.client.transport.credentials import Credentials
 from psum.wire import NO_PROXY
 from tests.deploy.manifests import ROOT
+from tests.polling import wait_until
 
 #: How long nginx may take to start or to stop.
 PATIENCE_SECONDS = 20.0
@@ -119,7 +120,13 @@ def test_a_training_runs_through_nginx(proxied: Nginx, tmp_path: pathlib.Path) -
     finally:
         training.close()
     assert " [error] " not in proxied.log, proxied.log
-    calls = [line for line in proxied.access.read_text().splitlines() if "AggregatorService/Exchange" in line]
+
+    def logged() -> list[str]:
+        return [line for line in proxied.access.read_text().splitlines() if "AggregatorService/Exchange" in line]
+
+    # nginx writes a line when it has closed a call, after the worker.
+    wait_until(lambda: len(logged()) >= len(training.workers))
+    calls = logged()
     assert len(calls) == len(training.workers)
     assert all(re.search(r'HTTP/2.0" 200 ', line) for line in calls), calls
     assert not any("lost its connection" in worker.log for worker in training.workers)

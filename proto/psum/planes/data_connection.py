@@ -232,8 +232,21 @@ class DataConnection(asyncio.BufferedProtocol):
         """Whether the kernel has taken everything that was sent, so that its memory may change."""
         return self._transport is None or not self._transport.get_write_buffer_size()
 
+    def end(self) -> None:
+        """Ends the connection after everything that was sent. The other side closes it when it has received that.
+
+        Nothing may be sent any more.
+        """
+        if self._transport is None or self._closed or self._error is not None:
+            self.close()
+        elif self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            # TLS cannot end one direction alone. It waits for the other side too.
+            self._transport.close()
+
     def close(self) -> None:
-        """Ends the connection at once, or as soon as it is made."""
+        """Ends the connection at once, or as soon as it is made. What the kernel has not taken yet is not sent."""
         self._closed = True
         if self._transport is not None:
             self._transport.abort()

@@ -11,6 +11,7 @@ from psum.v1 import aggregator_pb2 as pb
 from psum.wire import ShardRound
 from psum.wire.errors import ProtocolError, WorkerLostError
 from tests.aggregator.core.elastic import faults, hello, loss, pull, started, sums
+from tests.aggregator.core.joining import ELASTIC, admission, admit, candidate, waits
 from tests.aggregator.keys import declare
 
 
@@ -202,3 +203,14 @@ def test_a_newcomer_is_no_root_of_rounds_before_its_admission() -> None:
     job.check()
     assert isinstance(result, Deliver)
     assert result.ranks == (1, 2)
+
+
+def test_nobody_is_asked_when_only_a_newcomer_is_left() -> None:
+    """The members of an earlier round are gone like its root, and the newcomer takes no part in it."""
+    job = begun([0, 1], elastic=ELASTIC)
+    waits(job, candidate(2))
+    admit(job, 1, admission(2, 1, round=1))
+    pull(job, 1)
+    job.learn_losses(1, [loss(0)], 3.0)
+    assert asked(job.leave(1, 4.0)) == []
+    job.check()

@@ -105,16 +105,27 @@ def test_a_worker_that_ends_before_it_has_joined_is_started_again(launch: Launch
     assert sorted(done.stdout.splitlines()) == shown
 
 
-def test_a_worker_that_never_joins_is_given_up(launch: Launch, tmp_path: Any) -> None:
-    """The error says how often it was tried. The job goes on, and its status is that of the others."""
-    # Rank 0 lives until rank 1 was tried for the last time.
-    count = tmp_path / "count"
-    script = f"if [ $PSUM_RANK = 1 ]; then echo >>{count}; exit 5; fi"
-    script += f"; until [ $(wc -l <{count}) = 4 ]; do sleep 0.05; done; sleep 0.3"
-    count.touch()
-    done = launch("--workers", "2", "--elastic", "1", shell=script)
+def test_a_failure_is_told_before_what_the_process_has_left_is_ended(launch: Launch, tmp_path: Any) -> None:
+    """That takes longer here than the pause before the next process, which is told as it was decided."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    leave = f"if mkdir '{first}'; then trap '' TERM; sleep 600 & exit 3; else mkdir '{second}'; fi"
+    script = f"if [ $PSUM_RANK = 1 ]; then {leave}; else until [ -e '{second}' ]; do sleep 0.05; done; fi"
+    done = launch("--workers", "2", "--elastic", "1", "--grace", "1", shell=script)
     assert done.returncode == 0
-    assert "4 processes in a row have ended before they had joined, so no other is started" in done.stderr
+    assert "psum: worker rank 1 ended with status 3; 1 left; starting another process in its place in 0.5 s" in (
+        done.stderr.splitlines()
+    )
+
+
+def test_a_worker_that_never_joins_is_given_up(psum: Any, tmp_path: Any) -> None:
+    """The error says how often it was tried. The job goes on, and its status is that of the others."""
+    given_up = tmp_path / "given up"
+    script = f"[ $PSUM_RANK = 0 ] || exit 5; until [ -e '{given_up}' ]; do sleep 0.05; done"
+    process = psum.start("launch", "--workers", "2", "--elastic", "1", "--", "sh", "-c", script)
+    told = "4 processes in a row have ended before they had joined, so no other is started"
+    assert any(told in line for line in process.stderr)
+    given_up.touch()
+    assert process.wait() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

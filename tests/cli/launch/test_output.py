@@ -1,6 +1,7 @@
 """What `psum launch` shows of its workers' output."""
 
 import os
+import pathlib
 import pty
 import re
 import signal
@@ -24,16 +25,22 @@ def test_progress_that_is_rewritten_is_left_out_where_there_is_no_terminal(launc
     assert done.stdout == "[0] done\n[0] 5\n"
 
 
-def test_a_terminal_shows_progress_in_colour_as_it_goes(psum: Any) -> None:
+def test_a_terminal_shows_progress_in_colour_as_it_goes(psum: Any, tmp_path: pathlib.Path) -> None:
     """Each rank has a row at the bottom, which disappears in the end."""
     reading, writing = pty.openpty()
-    script = r"printf 'step 1\r'; sleep 0.3; printf 'step 2\r'; sleep 0.3; printf '      \r'; echo finished"
+    states = ("step 1", "step 2")
+    # Each waits until the test has seen what it wrote last: of what comes together, only the last state is shown.
+    wait = "".join(f"printf '{state}\\r'; until [ -e '{tmp_path}/{state}' ]; do sleep 0.05; done; " for state in states)
+    script = wait + r"printf '      \r'; echo finished"
     process = psum.start_writing_to(writing, "launch", "--workers", "2", "--", "sh", "-c", script, TERM="xterm")
     os.close(writing)
     shown = b""
     try:
         while data := os.read(reading, 1 << 16):
             shown += data
+            for state in states:
+                if all(re.search(rf"\x1b\[\d+m\[{rank}\] \x1b\[0m{state}".encode(), shown) for rank in "01"):
+                    (tmp_path / state).touch()
     except OSError:
         # A pseudo-terminal reports this error when the other side was closed.
         pass
@@ -41,9 +48,7 @@ def test_a_terminal_shows_progress_in_colour_as_it_goes(psum: Any) -> None:
         os.close(reading)
     assert process.wait() == 0
     text = shown.decode()
-    for rank in "0", "1":
-        for state in "step 1", "step 2":
-            assert re.search(rf"\x1b\[\d+m\[{rank}\] \x1b\[0m{state}", text)
+    assert all((tmp_path / state).exists() for state in states)
     assert "step" not in text[text.rindex("finished") :]
     assert text.count("finished") == 2
 

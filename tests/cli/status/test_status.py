@@ -98,13 +98,14 @@ def test_who_does_not_answer_is_said_and_the_others_are_shown(psum: Any, fleet: 
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nobody = f"127.0.0.1:{closed.getsockname()[1]}"
-        done = psum.run("status", fleet[0], nobody, "--timeout", "0.5")
-        told = psum.run("status", "--json", fleet[0], nobody, "--timeout", "0.5")
-    assert (done.returncode, told.returncode) == (1, 1)
-    assert f"{fleet[0]}  serves" in done.stdout
-    assert f"{nobody}  no answer" in done.stdout
-    assert "No job is in progress on the aggregators that answered." in done.stdout
-    assert "it cannot be connected to: Connection refused" in json.loads(told.stdout)["aggregators"][1]["error"]
+        # The one that is there has this time for its answer too, on a busy machine.
+        asking = [psum.start("status", *form, fleet[0], nobody, "--timeout", "3") for form in ((), ("--json",))]
+        done, told = (process.communicate(timeout=PATIENCE_SECONDS)[0] for process in asking)
+    assert [process.returncode for process in asking] == [1, 1]
+    assert f"{fleet[0]}  serves" in done
+    assert f"{nobody}  no answer" in done
+    assert "No job is in progress on the aggregators that answered." in done
+    assert "it cannot be connected to: Connection refused" in json.loads(told)["aggregators"][1]["error"]
 
 
 def test_a_range_asks_all_of_its_addresses(psum: Any) -> None:
@@ -167,9 +168,13 @@ def test_it_waits_as_long_as_it_says(tmp_path: pathlib.Path) -> None:
         missing = f"unix:{tmp_path}/none"
         for address, text in ((silent, "accepts connections and does not answer"), (missing, "No such file")):
             begin = time.monotonic()
-            with pytest.raises(core.ConnectError, match=rf"did not say its status within 0\.[56] s: it .*{text}"):
+            with pytest.raises(core.ConnectError, match=rf"did not say its status within .* s: it .*{text}") as caught:
                 core.fetch_status(address, timeout=0.5)
-            assert 0.5 <= time.monotonic() - begin < 2.0
+            took = time.monotonic() - begin
+            said = float(str(caught.value).partition(" within ")[2].partition(" s: ")[0])
+            # What is said is rounded.
+            assert 0.5 <= said <= took + 0.05
+            assert took < 4.0, "as long as by default"
 
 
 def test_what_waiting_does_not_change_is_said_at_once() -> None:

@@ -353,7 +353,8 @@ class ElasticRounds(JobRounds):
             # Only its root has anything to send.
             why = "is lost" if key.root in self._roster.lost else "has left"
             return self.fail_key(key, elastic_texts.root_lost(self._name, key, shard, why))
-        if not shard.awaits_nobody:
+        if not shard.awaits_nobody or not shard.roster.members:
+            # Only a newcomer may be left, which takes no part in this round.
             return []
         return [Ask(shard.roster.members[0], ((key.id, index, shard.round),))]
 

@@ -27,6 +27,10 @@ class WorkerConnection:
         self._upcoming: DataConnection | None = None
         """The data connection that works both ways, until the stream has said that it follows."""
         self.queue = SendQueue()
+        self._sending = False
+        """Whether a message has left the queue, and is not sent yet."""
+        self._ended = False
+        """Whether nothing is sent any more, and the worker ends the stream."""
         self.filled = asyncio.Event()
         """To be set after something was put into the queue."""
         self.closing = False
@@ -76,6 +80,23 @@ class WorkerConnection:
         self.queue.clear()
         self.finish()
 
+    @property
+    def busy(self) -> bool:
+        """Whether messages wait to be sent, or one is being sent."""
+        return bool(self.queue) or self._sending
+
+    def end(self) -> bool:
+        """Ends the data connection after what was sent on it. Nothing else is sent.
+
+        Returns:
+            Whether there is one. The worker then ends the stream when it has received everything.
+        """
+        if self.data_connection is None:
+            return False
+        self._ended = True
+        self.data_connection.end()
+        return True
+
     async def send(self, context: Any) -> None:
         """Sends what is in the queue, until the queue is empty and `closing` is set.
 
@@ -90,7 +111,7 @@ class WorkerConnection:
                 # What is sent there may be read before what was sent on the stream, which must be handled first.
                 await context.write(_LAST_HERE)
                 self.data_connection, self._upcoming = self._upcoming, None
-            if not self.queue:
+            if self._ended or not self.queue:
                 if self.closing:
                     return
                 self.filled.clear()
@@ -99,10 +120,12 @@ class WorkerConnection:
             message, following = self.queue.get(), self.queue.following
             if not self.queue.crowded:
                 self.room.set()
+            self._sending = True
             if self.data_connection is None:
                 await context.write(message)
             else:
                 await self.data_connection.send(message, following)
+            self._sending = False
 
     def close(self) -> None:
         """Closes everything that belongs to the stream, which has ended."""

@@ -15,6 +15,9 @@ _log = logging.getLogger(__name__)
 #: How often the open rounds are checked.
 _POLL_SECONDS: Final = 0.01
 
+#: How long workers may take to receive what was sent last. A busy one may need it; one that is stopped takes longer.
+_PARTING_SECONDS: Final = 5.0
+
 
 class Draining:
     """Finishes the open rounds of all jobs, and begins no others: workers keep them for the next process.
@@ -55,13 +58,25 @@ class Draining:
                 # Polled, because the state changes in many places, and this is awaited once in a process's life.
                 while self._busy():  # noqa: ASYNC110
                     await asyncio.sleep(_POLL_SECONDS)
+                await self._part()
         if left := self._unfinished():
             _log.warning("drained for %g s; %d rounds are not finished, the next process makes them again", grace, left)
         elif jobs:
             _log.info("drained in %.1f s", loop.time() - begin)
 
+    async def _part(self) -> None:
+        """Waits until workers have received all sums, or for a short time. They end their streams when they have.
+
+        The end of this process would discard what the kernel has not taken yet.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _PARTING_SECONDS
+        ending = {connection for connection in self._connections if connection.end()}
+        while not ending.isdisjoint(self._connections) and loop.time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_SECONDS)
+
     def _unfinished(self) -> int:
         return self._registries.unfinished(self._open_rounds)
 
     def _busy(self) -> bool:
-        return any(connection.queue for connection in self._connections) or self._unfinished() > 0
+        return any(connection.busy for connection in self._connections) or self._unfinished() > 0

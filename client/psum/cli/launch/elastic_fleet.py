@@ -70,9 +70,11 @@ class ElasticFleet(LocalFleet):
                     # The latest failure comes last.
                     failed.pop(rank, None)
                     failed[rank] = ending
-                    force.failed(rank, time.monotonic(), member=None if known is None else rank in known.members)
+                    now = time.monotonic()
+                    force.failed(rank, now, member=None if known is None else rank in known.members)
+                    # Before what it has left is ended, which may take longer than the pause.
+                    self._display.note(_told(force, ending, now))
                     await self._clean_up(rank)
-                    self._display.note(_told(force, ending))
         await self._await_late(force, failed)
         return self._status(force, list(failed.values()))
 
@@ -180,9 +182,9 @@ class ElasticFleet(LocalFleet):
         return shell_status(self._verdict.code)
 
 
-def _told(force: Workforce, ending: Ending) -> str:
+def _told(force: Workforce, ending: Ending, now: float) -> str:
     """Return what follows from the failure of a worker, for people."""
-    rank, now = ending.rank, time.monotonic()
+    rank = ending.rank
     text = f"worker rank {rank} {describe(ending.code)}"
     if ending.error:
         text += f" ({ending.error})"

@@ -50,9 +50,9 @@ class JoinCheck:
         self._not_joined += not_joined
 
     def close(self) -> None:
-        """Report the other ranks that have not joined."""
+        """Report the other ranks that have not joined, in ascending order."""
         if len(self._not_joined) > 1:
-            self._note(f"worker {_ranks(self._not_joined[1:])} also ended without having joined the job")
+            self._note(f"worker {_ranks(sorted(self._not_joined[1:]))} also ended without having joined the job")
 
 
 def _ranks(ranks: Sequence[int]) -> str:
