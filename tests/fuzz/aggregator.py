@@ -4,7 +4,7 @@ import asyncio
 import traceback
 from collections import Counter
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -13,6 +13,7 @@ from psum.aggregator.access.handshakes import Handshakes
 from psum.aggregator.core.job import Job
 from psum.aggregator.core.small_rounds import MESSAGE_HOLD_SECONDS
 from psum.aggregator.service import stream
+from psum.aggregator.service.connection import WorkerConnection
 from psum.aggregator.service.data_port import DataPort
 from psum.aggregator.service.service import Service
 from psum.aggregator.settings import Settings
@@ -65,6 +66,7 @@ class AggregatorTarget:
             loop_lag=lambda: 0.0,
             clock=self._clock.time,
         )
+        self._note_connections()
         self._registry = self._service.registry
         hello = pb.Hello(
             protocol_version=1,
@@ -218,10 +220,25 @@ class AggregatorTarget:
         offered: dict[int, InMemoryData | None],
     ) -> None:
         """Let an attacker that has joined turn to a data connection, in half of the cases."""
-        connection = self._service.connections.get(self._registry.jobs.get(conversation.job), rank)
-        if connection is not None and attacker.waiting_for_input.is_set() and attacker.last is not None:
-            offered[rank] = InMemoryData(attacker, connection) if random.random() < 0.5 else None
+        own = attacker.connection
+        # The end of an earlier stream of this rank may not have been noticed yet.
+        if own is None or own is not self._service.connections.get(self._registry.jobs.get(conversation.job), rank):
+            return
+        if attacker.waiting_for_input.is_set() and attacker.last is not None:
+            offered[rank] = InMemoryData(attacker, own) if random.random() < 0.5 else None
             self.outcomes["stream: with a data connection"] += offered[rank] is not None
+
+    def _note_connections(self) -> None:
+        """Let attackers know which connection of the service is theirs."""
+        joining = self._service._joining
+        join = joining.join
+
+        async def noting(token: bytes, connection: WorkerConnection, context: Context) -> Any:
+            if isinstance(context, Attacker):
+                context.connection = connection
+            return await join(token, connection, context)
+
+        joining.join = noting  # type: ignore[method-assign]
 
     def _open(self, context: Context) -> "asyncio.Task[None]":
         return asyncio.get_running_loop().create_task(self._service._exchange(iter(()), context))  # type: ignore[arg-type]

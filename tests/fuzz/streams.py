@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from psum.aggregator.service.connection import WorkerConnection
 from psum.client import ElementType, Operation, PsumError, Ticket
 from psum.client.core.session import Session
 from psum.v1 import aggregator_pb2 as pb
@@ -45,6 +46,8 @@ class Attacker(Context):
     def __init__(self, *, never_reads: bool = False) -> None:
         self.waiting_for_input = asyncio.Event()
         """Set while the service waits for a message."""
+        self.connection: WorkerConnection | None = None
+        """The service's state of this stream, once it has been read from."""
         self.last: bytes | None = None
         """The last answer."""
         self.never_reads = never_reads

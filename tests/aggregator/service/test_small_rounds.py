@@ -370,6 +370,24 @@ def test_what_else_is_in_a_message_is_let_go_at_once() -> None:
     assert bytes(aggregator.job.keys[1].shards[0].contributions[0]) == payload[:12]
 
 
+def test_a_message_that_comes_again_lets_go_of_the_first_one() -> None:
+    """As after a broken connection. The contributions that count are those of the first one, in copies."""
+    aggregator = Aggregator(together=True)
+    for rank in range(RANKS):
+        aggregator.declare(rank)
+    push = Push(0, [1, 8, 4], [0] * 3, 0, 1, timed=False, cut=False)
+    data = message(push, dict.fromkeys(KEYS, 0))
+    unused = sys.getrefcount(data)
+    assert aggregator.handle(0, data) == ""
+    again = bytes(bytearray(data))
+    assert aggregator.handle(0, again) == ""
+    assert sys.getrefcount(data) == unused
+    for rank in (1, 2):
+        assert aggregator.handle(rank, message(dataclasses.replace(push, rank=rank), dict.fromkeys(KEYS, 0))) == ""
+    expected = np.random.default_rng(1).integers(-9, 9, 3).astype(np.float32) * 3
+    assert ("1/0/0", expected.tobytes()) in aggregator.answers(0)
+
+
 def test_a_message_of_large_shards_is_let_go_with_its_sums() -> None:
     """With a large model, what came within MESSAGE_HOLD_SECONDS would be as much as half of what the sums take."""
     aggregator = Aggregator(together=True)

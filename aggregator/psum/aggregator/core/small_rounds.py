@@ -18,7 +18,7 @@ from psum.aggregator.core.layouts import Layout, Layouts, Message, Row
 from psum.aggregator.core.membership import Membership
 from psum.aggregator.core.memory import JobMemory
 from psum.aggregator.core.open_shards import OpenShards
-from psum.aggregator.core.round import take_each
+from psum.aggregator.core.round import ShardRounds, take_each
 from psum.v1 import aggregator_pb2 as pb
 from psum.wire import BATCH_BYTES, MAX_SHARDS_PER_PAYLOAD, ShardRound, read_columns, spread
 
@@ -93,6 +93,10 @@ class SmallRounds:
         contributions = zip(layout.shards, rounds, priorities, pieces, strict=True)
         self.leave_messages(now)
         if layout.any_usual:
+            if (earlier := layout.messages.get(rank)) is not None:
+                # Some of it may still wait, if its worker sent the same again or too early.
+                for shard in _waiting(rank, layout, earlier):
+                    shard.copy(rank)
             layout.messages[rank] = Message(now, pieces, payload)
             self._recent.append((now, rank, layout))
         begin, failed = 0, False
@@ -182,11 +186,7 @@ class SmallRounds:
             if message is None or message.since > since:
                 # All were summed. Contributions of a message that came later are not copied before their time.
                 continue
-            waiting = [
-                shard
-                for shard, piece in zip(layout.shards, message.pieces, strict=True)
-                if shard is not None and shard.contributions.get(rank) is piece
-            ]
+            waiting = _waiting(rank, layout, message)
             if 2 * sum([len(shard.contributions[rank]) for shard in waiting]) > len(message.payload):
                 recent.append((now, rank, layout))
                 continue
@@ -220,3 +220,12 @@ class SmallRounds:
         if any(len(message.pieces) == len(action.shards) for message in messages.values()):
             # These were all contributions with this layout. Otherwise others may still wait.
             messages.clear()
+
+
+def _waiting(rank: int, layout: Layout, message: Message) -> list[ShardRounds[object]]:
+    """The shards for which the contribution in a member's message still waits."""
+    return [
+        shard
+        for shard, piece in zip(layout.shards, message.pieces, strict=True)
+        if shard is not None and shard.contributions.get(rank) is piece
+    ]
