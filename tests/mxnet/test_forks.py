@@ -70,7 +70,7 @@ def push():
     while not over.is_set():
         for key, array in enumerate(arrays):
             store.pushpull(key, array)
-        while pending.outstanding() > 20:
+        while operations.outstanding() > 20:
             time.sleep(0.0005)
 thread = threading.Thread(target=push)
 thread.start()

@@ -20,7 +20,7 @@ from psum.client import (
 )
 from psum.mxnet.arguments import Arrays
 from psum.mxnet.arrays.inspection import context_of
-from psum.mxnet.arrays.memory import usable_in_place
+from psum.mxnet.arrays.memory import layout_can_be_set_at_once, usable_in_place
 from psum.mxnet.compat import ENGINE_IS_NAIVE, MXNetError
 from psum.mxnet.device_sum import DeviceSum, PipelineOf, pipeline_of
 from psum.mxnet.engine import lifecycle
@@ -84,6 +84,9 @@ class BytePS(StoreWithoutWeights):
         # Reentrant, for signal handlers.
         self._ordering = threading.RLock()
         self._forks = lifecycle.forks()
+        # Once in a process, this has MXNet make an array. If that came with the first sum, another thread might fork
+        # meanwhile, and MXNet would wait for ever: only psum's own operations are held back during a fork.
+        layout_can_be_set_at_once()
         lifecycle.watch(self._client)
 
     def __repr__(self) -> str:
