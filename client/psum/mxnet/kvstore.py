@@ -84,8 +84,7 @@ class BytePS(StoreWithoutWeights):
         # Reentrant, for signal handlers.
         self._ordering = threading.RLock()
         self._forks = lifecycle.forks()
-        # Once in a process, this has MXNet make an array. If that came with the first sum, another thread might fork
-        # meanwhile, and MXNet would wait for ever: only psum's own operations are held back during a fork.
+        # It is looked up once in a process, which must not come with the first sum.
         layout_can_be_set_at_once()
         lifecycle.watch(self._client)
 

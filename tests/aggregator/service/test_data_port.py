@@ -12,8 +12,7 @@ import pytest
 
 from psum.aggregator.service import data_port
 from psum.aggregator.service.data_port import DataPort
-
-PATIENCE_SECONDS = 20.0
+from tests.polling import PATIENCE_SECONDS
 
 #: Within so many steps of the event loop, a connection is accepted, and waits for its secret.
 STEPS = 10

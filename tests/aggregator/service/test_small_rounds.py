@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -219,13 +219,31 @@ def message(push: Push, rounds: dict[int, int]) -> bytes:
     return encode(pb.ExchangeRequest(push=pb.Push(shards=to_columns(rows))), *payloads)
 
 
+def declared(*, together: bool = True, elastic: bool = False) -> Aggregator:
+    """An aggregator to which all ranks have declared their keys."""
+    aggregator = Aggregator(together=together, elastic=elastic)
+    for rank in range(RANKS):
+        aggregator.declare(rank)
+    return aggregator
+
+
+def contribute(aggregator: Aggregator, push: Push, round: int, ranks: Sequence[int] = range(RANKS)) -> None:
+    """Each of these ranks sends the same values."""
+    for rank in ranks:
+        data = message(dataclasses.replace(push, rank=rank), dict.fromkeys(KEYS, round))
+        assert aggregator.handle(rank, data) == ""
+
+
+def assert_key_1_summed(aggregator: Aggregator) -> None:
+    """Rank 0 has the first sum of key 1, to which all ranks contributed the values of seed 1."""
+    expected = np.random.default_rng(1).integers(-9, 9, 3).astype(np.float32) * RANKS
+    assert ("1/0/0", expected.tobytes()) in aggregator.answers(0)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_what_is_taken_together_leads_to_the_same(seed: int) -> None:
     """Also with duplicates, rounds that are early or late, wrong sizes, broadcasts, large shards and timings."""
-    plain, quick = Aggregator(together=False), Aggregator(together=True)
-    for rank in range(RANKS):
-        plain.declare(rank)
-        quick.declare(rank)
+    plain, quick = declared(together=False), declared()
     for push in pushes(seed):
         # A rank contributes to the current round, until it has done so.
         rounds = {key: plain.job.keys[key].shards[0].round for key in KEYS}
@@ -255,9 +273,7 @@ def test_what_happens_between_two_messages_is_seen_by_the_second(happens: str) -
     """After a rank has left, or the job has failed, the other ranks hear of it in both ways."""
     told = []
     for together in (False, True):
-        aggregator = Aggregator(together=together)
-        for rank in range(RANKS):
-            aggregator.declare(rank)
+        aggregator = declared(together=together)
         job = aggregator.job
         fault = InternalError("for the test")
         aggregator.runner.perform(job, job.leave(2, 1.5) if happens == "leave" else job.fail(fault, 1.5))
@@ -271,9 +287,7 @@ def test_what_happens_between_two_messages_is_seen_by_the_second(happens: str) -
 
 def test_one_message_has_all_small_sums_of_a_message() -> None:
     """Neighbours of one element type are added up together, and travel together."""
-    aggregator = Aggregator(together=True)
-    for rank in range(RANKS):
-        aggregator.declare(rank)
+    aggregator = declared()
     push = Push(0, [1, 2], [0, 0], 0, 1, timed=False, cut=False)
     for rank in range(RANKS):
         aggregator.handle(rank, message(dataclasses.replace(push, rank=rank, seed=rank), dict.fromkeys(KEYS, 0)))
@@ -286,12 +300,9 @@ def test_one_message_has_all_small_sums_of_a_message() -> None:
 
 def test_sums_of_several_types_travel_in_one_message() -> None:
     """A small sum of another type, such as the roll call of an elastic job, costs no message of its own."""
-    aggregator = Aggregator(together=True)
-    for rank in range(RANKS):
-        aggregator.declare(rank)
+    aggregator = declared()
     push = Push(rank=0, keys=[1, 2, 4, 3], shift=[0] * 4, priority=0, seed=1, timed=False, cut=False)
-    for rank in range(RANKS):
-        assert aggregator.handle(rank, message(push, dict.fromkeys(KEYS, 0))) == ""
+    contribute(aggregator, push, 0)
     for rank, connection in aggregator.connections.items():
         queue = connection.queue
         sent = [decode(pb.ExchangeResponse, queue.get())[0] for _ in range(len(queue))]
@@ -303,9 +314,7 @@ def test_a_contribution_that_waits_for_long_lets_go_of_its_message() -> None:
 
     A message of which most still waits stays as it is.
     """
-    aggregator = Aggregator(together=True)
-    for rank in range(RANKS):
-        aggregator.declare(rank)
+    aggregator = declared()
     push = Push(0, [1, 8, 4], [0] * 3, 0, 1, timed=False, cut=False)
     data = message(push, dict.fromkeys(KEYS, 0))
     unused = sys.getrefcount(data)
@@ -314,38 +323,28 @@ def test_a_contribution_that_waits_for_long_lets_go_of_its_message() -> None:
     for each in range(1, 4):
         aggregator.runner.perform(aggregator.job, aggregator.job.tick(first + each * MESSAGE_HOLD_SECONDS))
         assert sys.getrefcount(data) > unused, "all of it waits"
-    for rank in (1, 2):
-        most = dataclasses.replace(push, rank=rank, keys=[8])
-        assert aggregator.handle(rank, message(most, dict.fromkeys(KEYS, 0))) == ""
+    contribute(aggregator, dataclasses.replace(push, keys=[8]), 0, ranks=(1, 2))
     assert sys.getrefcount(data) > unused, "it is not looked at before its time"
     # Its credit is returned on its next connection.
     aggregator.job.workers[0].uncredited.clear()
     aggregator.runner.perform(aggregator.job, aggregator.job.tick(first + 5 * MESSAGE_HOLD_SECONDS))
     assert sys.getrefcount(data) == unused
-    for rank in (1, 2):
-        others = dataclasses.replace(push, rank=rank, keys=[1, 4])
-        assert aggregator.handle(rank, message(others, dict.fromkeys(KEYS, 0))) == ""
-    expected = np.random.default_rng(1).integers(-9, 9, 3).astype(np.float32) * 3
-    assert ("1/0/0", expected.tobytes()) in aggregator.answers(0)
+    contribute(aggregator, dataclasses.replace(push, keys=[1, 4]), 0, ranks=(1, 2))
+    assert_key_1_summed(aggregator)
 
 
 def test_a_message_is_not_left_because_an_earlier_one_is_old() -> None:
     """A training sends the same shards again and again. Each message's contributions stay in it for their own time."""
-    aggregator = Aggregator(together=True)
-    for rank in range(RANKS):
-        aggregator.declare(rank)
+    aggregator = declared()
     push = Push(0, [1, 8, 4], [0] * 3, 0, 1, timed=False, cut=False)
-    for rank in range(RANKS):
-        assert aggregator.handle(rank, message(dataclasses.replace(push, rank=rank), dict.fromkeys(KEYS, 0))) == ""
+    contribute(aggregator, push, 0)
     first = aggregator.now
     aggregator.now += MESSAGE_HOLD_SECONDS / 2
     data = message(push, dict.fromkeys(KEYS, 1))
     unused = sys.getrefcount(data)
     assert aggregator.handle(0, data) == ""
     second = aggregator.now
-    for rank in (1, 2):
-        most = dataclasses.replace(push, rank=rank, keys=[8])
-        assert aggregator.handle(rank, message(most, dict.fromkeys(KEYS, 1))) == ""
+    contribute(aggregator, dataclasses.replace(push, keys=[8]), 1, ranks=(1, 2))
     contributions = aggregator.job.keys[1].shards[0].contributions
     aggregator.runner.perform(aggregator.job, aggregator.job.tick(first + MESSAGE_HOLD_SECONDS))
     assert contributions[0].obj is data, "it has just come"
@@ -356,9 +355,7 @@ def test_a_message_is_not_left_because_an_earlier_one_is_old() -> None:
 
 def test_what_else_is_in_a_message_is_let_go_at_once() -> None:
     """It may be of any size, and no budget counts it."""
-    aggregator = Aggregator(together=True)
-    for rank in range(RANKS):
-        aggregator.declare(rank)
+    aggregator = declared()
     request, payload = decode(
         pb.ExchangeRequest, message(Push(0, [1, 4], [0] * 2, 0, 1, timed=False, cut=False), dict.fromkeys(KEYS, 0))
     )
@@ -372,9 +369,7 @@ def test_what_else_is_in_a_message_is_let_go_at_once() -> None:
 
 def test_a_message_that_comes_again_lets_go_of_the_first_one() -> None:
     """As after a broken connection. The contributions that count are those of the first one, in copies."""
-    aggregator = Aggregator(together=True)
-    for rank in range(RANKS):
-        aggregator.declare(rank)
+    aggregator = declared()
     push = Push(0, [1, 8, 4], [0] * 3, 0, 1, timed=False, cut=False)
     data = message(push, dict.fromkeys(KEYS, 0))
     unused = sys.getrefcount(data)
@@ -382,24 +377,19 @@ def test_a_message_that_comes_again_lets_go_of_the_first_one() -> None:
     again = bytes(bytearray(data))
     assert aggregator.handle(0, again) == ""
     assert sys.getrefcount(data) == unused
-    for rank in (1, 2):
-        assert aggregator.handle(rank, message(dataclasses.replace(push, rank=rank), dict.fromkeys(KEYS, 0))) == ""
-    expected = np.random.default_rng(1).integers(-9, 9, 3).astype(np.float32) * 3
-    assert ("1/0/0", expected.tobytes()) in aggregator.answers(0)
+    contribute(aggregator, push, 0, ranks=(1, 2))
+    assert_key_1_summed(aggregator)
 
 
 def test_a_message_of_large_shards_is_let_go_with_its_sums() -> None:
     """With a large model, what came within MESSAGE_HOLD_SECONDS would be as much as half of what the sums take."""
-    aggregator = Aggregator(together=True)
-    for rank in range(RANKS):
-        aggregator.declare(rank)
+    aggregator = declared()
     push = Push(0, [7], [0], 0, 1, timed=False, cut=False)
     data = message(push, dict.fromkeys(KEYS, 0))
     unused = sys.getrefcount(data)
     assert aggregator.handle(0, data) == ""
     assert aggregator.job.keys[7].shards[0].contributions[0].obj is data, "it is not copied"
-    for rank in (1, 2):
-        assert aggregator.handle(rank, message(dataclasses.replace(push, rank=rank), dict.fromkeys(KEYS, 0))) == ""
+    contribute(aggregator, push, 0, ranks=(1, 2))
     assert [kind for kind, _ in aggregator.answers(0)] == ["7/0/0"]
     assert sys.getrefcount(data) == unused
 
@@ -407,9 +397,7 @@ def test_a_message_of_large_shards_is_let_go_with_its_sums() -> None:
 @pytest.mark.parametrize("ends", ["fail", "end"])
 def test_a_job_that_is_over_holds_no_message(ends: str) -> None:
     """Not even the last ones, which were to be summed together."""
-    aggregator = Aggregator(together=True)
-    for rank in range(RANKS):
-        aggregator.declare(rank)
+    aggregator = declared()
     data = message(Push(0, [1, 8], [0] * 2, 0, 1, timed=False, cut=False), dict.fromkeys(KEYS, 0))
     unused = sys.getrefcount(data)
     assert aggregator.handle(0, data) == ""
@@ -455,9 +443,7 @@ def test_contributions_in_their_messages_order_are_not_copied() -> None:
 @pytest.mark.parametrize("elastic", [False, True])
 def test_a_first_sum_of_another_size_does_not_make_messages_of_an_elastic_job_long(elastic: bool) -> None:
     """There it is the roll call. Other jobs may have clients that do not know columns of two entries."""
-    aggregator = Aggregator(together=True, elastic=elastic)
-    for rank in range(RANKS):
-        aggregator.declare(rank)
+    aggregator = declared(elastic=elastic)
     for rank in range(RANKS):
         push = Push(rank, [1, 3, 4], [0] * 3, 0, rank, timed=False, cut=False)
         aggregator.handle(rank, message(push, dict.fromkeys(KEYS, 0)))

@@ -54,7 +54,9 @@ def _word_at(address: int) -> int:
 def _immediate_reorder() -> Any:
     """Returns mxnet::NDArray::Chunk::Reorder2Default(); None if the library does not have it or chunks are not found.
 
-    It looks at an array, which starts MXNet's engine. So the first sum calls it, and not the import of psum.mxnet.
+    It makes an array and looks at it, which starts MXNet's engine. So the first store calls it, and not the import of
+    psum.mxnet. Nor does the first sum: another thread might fork meanwhile, and MXNet would wait for ever, because only
+    psum's own operations are held back during a fork.
 
     An array's chunk is what its views share: the memory, and its layout. Every MXNet so far has the pointer to it first
     in an NDArray, and the pointer to the memory first in a chunk.
@@ -91,7 +93,7 @@ def usable_in_place(context: Any) -> bool:
 def layout_can_be_set_at_once() -> bool:
     """Returns whether `set_plain_layout` can be used. Otherwise only `queue_plain_layout`.
 
-    Call it first where the engine may be waited for, so not in an operation.
+    Call it first where the engine may be waited for and no other thread forks, so not in an operation or a sum.
     """
     return _immediate_reorder() is not None
 
